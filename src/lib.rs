@@ -1,0 +1,20 @@
+//! Countersign: an HTTPS gateway between private Stripe Apps and a company's internal HTTP services.
+//!
+//! A request passes a row of stages, each of which turns one value into a stronger one:
+//!
+//! ```text
+//! request -> (preflight answered) -> Route -> Principal -> Permit -> upstream response -> access record
+//! ```
+//!
+//! The modules below stand in layers, from plain values to the assembled program; a module uses only those listed
+//! above it.
+#![forbid(unsafe_code)]
+
+// Values: plain data and arithmetic; no sockets, files or clock.
+pub mod identity;
+pub mod json;
+pub mod limits;
+pub mod path;
+pub mod secret;
+pub mod signature;
+

@@ -1,0 +1,69 @@
+//! Every bound of the gateway, with its name and its default.
+
+use std::time::Duration;
+
+/// What may grow, and how far; what may last, and how long. Each field is the key of the same name under `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Downstream connections at one time; one more is closed at once.
+    pub connections: usize,
+    /// Request line and headers together.
+    pub head_bytes: usize,
+    /// Header fields of a request.
+    pub headers: usize,
+    /// The TLS handshake.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request's head to its last; on a new connection from its beginning.
+    pub head_timeout: Duration,
+    /// A body that is read whole for verification.
+    pub body_bytes: u64,
+    /// All of a body that is read whole.
+    pub body_timeout: Duration,
+    /// A body that is passed on as it comes.
+    pub stream_bytes: u64,
+    /// The least rate of a body that is passed on, in bytes a second, over `stream_window`.
+    pub stream_rate: u64,
+    pub stream_window: Duration,
+    /// What is thrown away of a body that is not wanted, so that the client can read the answer.
+    pub discard_bytes: u64,
+    pub discard_timeout: Duration,
+    /// A downstream connection on which nothing is asked.
+    pub idle_timeout: Duration,
+    /// A client that does not read what it is sent.
+    pub write_timeout: Duration,
+    /// HTTP/2 streams of a connection at one time.
+    pub streams: u32,
+    /// From the signal to stop until what still runs is cut.
+    pub drain: Duration,
+    /// From the signal to stop until nothing more is accepted.
+    pub drain_delay: Duration,
+    /// Bytes of bodies that are read for verification, in all requests together.
+    pub buffered_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const KIB: u64 = 1024;
+        const MIB: u64 = 1024 * KIB;
+        Self {
+            connections: 20_000,
+            head_bytes: 32 * 1024,
+            headers: 100,
+            handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(10),
+            body_bytes: MIB,
+            body_timeout: Duration::from_secs(30),
+            stream_bytes: 16 * MIB,
+            stream_rate: KIB,
+            stream_window: Duration::from_secs(30),
+            discard_bytes: 16 * MIB,
+            discard_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(30),
+            streams: 100,
+            drain: Duration::from_secs(30),
+            drain_delay: Duration::ZERO,
+            buffered_bytes: 256 * 1024 * 1024,
+        }
+    }
+}
