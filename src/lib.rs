@@ -18,3 +18,10 @@ pub mod path;
 pub mod secret;
 pub mod signature;
 
+// Rules: decisions over values.
+pub mod auth;
+pub mod cors;
+pub mod policy;
+pub mod route;
+pub mod headers;
+

@@ -1,0 +1,217 @@
+//! The signature of a Stripe App's UI extension.
+//!
+//! Source: Stripe, "Build a UI extension back end", <https://docs.stripe.com/stripe-apps/build-backend>. What is
+//! signed is not sent: it is rebuilt from the request, by the candidates K1 to K6 of [`Candidate`] and no other.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName};
+
+use super::{Claims, Coverage, Error, Failure, Presented, Principal};
+use crate::{
+    identity::RoleId,
+    json::{Document, Element},
+    signature::{Age, Signature, SigningKey},
+};
+
+/// The header that carries the signature.
+const STRIPE_SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
+
+/// An app whose signing secrets vouch for its users.
+#[derive(Debug)]
+pub struct StripeApp {
+    /// One key, or two while the secret is being rolled.
+    pub keys: Vec<SigningKey>,
+    /// How far a timestamp may be from now, either way.
+    pub tolerance: Duration,
+    /// Whether a signature over an account alone is taken where no user is named.
+    pub allow_account_only: bool,
+}
+
+/// The texts that are tried as the signed payload, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Candidate {
+    /// The raw body, a JSON object that carries the ids.
+    Body,
+    /// The body as JavaScript prints it.
+    Printed,
+    /// The same with the ids moved last.
+    IdentityLast,
+    /// The roles of the body and the ids.
+    Roles,
+    /// The ids alone; the commonest real client.
+    Identity,
+}
+
+/// One candidate: its text and the place of the key under which a tag of the request is that text's MAC.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    pub candidate: Candidate,
+    pub text: &'a [u8],
+    pub matched: Option<usize>,
+}
+
+impl StripeApp {
+    pub(super) fn verify(&self, request: &Presented<'_>, now: i64) -> Result<Principal, Failure> {
+        let signature = signature_of(request.headers)?;
+        let document = request.body.document()?;
+        let claims = Claims::read(request, document.as_ref(), self.allow_account_only)?;
+        let raw = match request.body {
+            super::Carried::Json(body) | super::Carried::Text(body) => body,
+            super::Carried::Nothing | super::Carried::Opaque => &[],
+        };
+        let mut matched = None;
+        candidates(&claims, raw, document.as_ref(), |candidate, text| {
+            let hit = signature.matching_key(&self.keys, text).is_some();
+            if hit {
+                matched = Some(candidate);
+            }
+            !hit
+        });
+        let Some(candidate) = matched else { return Err(Error::SignatureMismatch.into()) };
+        let proven = |error| Failure { error, proven: Some(claims.clone()) };
+        match signature.age(now, self.tolerance) {
+            Age::Fresh => {}
+            Age::Expired => return Err(proven(Error::TimestampExpired)),
+            Age::Future => return Err(proven(Error::TimestampFuture)),
+        }
+        let said = document.as_ref().and_then(|document| document.member("stripe_roles"));
+        let roles = roles(said).ok_or_else(|| proven(Error::RolesInvalid))?;
+        Ok(Principal {
+            user: claims.user,
+            account: claims.account,
+            roles: if candidate.covers_roles() { roles } else { Vec::new() },
+            signed: candidate.covers(),
+        })
+    }
+
+    /// Tries every candidate for `request` and shows each to `look`, for tools that explain a refusal.
+    ///
+    /// # Errors
+    /// The reason for which no candidate could be built.
+    pub fn attempts(&self, request: &Presented<'_>, mut look: impl FnMut(Attempt<'_>)) -> Result<(), Error> {
+        let signature = signature_of(request.headers)?;
+        let document = request.body.document()?;
+        let claims = Claims::read(request, document.as_ref(), self.allow_account_only)?;
+        let raw = match request.body {
+            super::Carried::Json(body) | super::Carried::Text(body) => body,
+            super::Carried::Nothing | super::Carried::Opaque => &[],
+        };
+        candidates(&claims, raw, document.as_ref(), |candidate, text| {
+            look(Attempt { candidate, text, matched: signature.matching_key(&self.keys, text) });
+            true
+        });
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self { keys: Vec::new(), tolerance: Duration::from_secs(300), allow_account_only: false }
+    }
+}
+
+impl Candidate {
+    /// What a signature over this text covers.
+    pub fn covers(self) -> Coverage {
+        match self {
+            Self::Body | Self::Printed | Self::IdentityLast => Coverage::Body,
+            Self::Roles | Self::Identity => Coverage::Identity,
+        }
+    }
+
+    fn covers_roles(self) -> bool {
+        match self {
+            Self::Body | Self::Printed | Self::IdentityLast | Self::Roles => true,
+            Self::Identity => false,
+        }
+    }
+}
+
+/// The one signature of `headers`.
+pub(super) fn signature_of(headers: &HeaderMap) -> Result<Signature<'_>, Error> {
+    let mut values = headers.get_all(STRIPE_SIGNATURE).iter();
+    let value = values.next().ok_or(Error::SignatureMissing)?;
+    if values.next().is_some() {
+        return Err(Error::SecondSignature);
+    }
+    Signature::parse(value.as_bytes()).map_err(Error::SignatureMalformed)
+}
+
+/// Builds the candidates one after the other and hands each to `go_on`, until that says no. A text that an earlier
+/// candidate had already is not built twice.
+fn candidates(
+    claims: &Claims,
+    raw: &[u8],
+    body: Option<&Document<'_>>,
+    mut go_on: impl FnMut(Candidate, &[u8]) -> bool,
+) {
+    let user = claims.user.as_ref().map(|user| ("user_id", user.as_str()));
+    let account = ("account_id", claims.account.as_str());
+    let both = [user.unwrap_or(account), account];
+    let last = if user.is_some() { &both[..] } else { &both[1..] };
+
+    let mut text = Vec::with_capacity(raw.len() + 128);
+    if let Some(document) = body.filter(|document| document.is_object()) {
+        let carries = |name: &str| document.member(name).is_some_and(|id| id.as_str().is_some_and(|id| !id.is_empty()));
+        let carries_ids = last.iter().all(|(name, _)| carries(name));
+        if carries_ids && !go_on(Candidate::Body, raw) {
+            return;
+        }
+        if !document.has_lossy_number() {
+            document.print(&mut text);
+            if carries_ids && text != raw && !go_on(Candidate::Printed, &text) {
+                return;
+            }
+            let mut moved = Vec::with_capacity(text.len() + 128);
+            document.print_with_last(last, &mut moved);
+            let was_tried = carries_ids && moved == text;
+            if !was_tried && !go_on(Candidate::IdentityLast, &moved) {
+                return;
+            }
+        }
+        if let Some(roles) = document.member("stripe_roles").filter(|roles| !roles.has_lossy_number()) {
+            text.clear();
+            text.extend_from_slice(b"{\"stripe_roles\":");
+            roles.print(&mut text);
+            text.push(b',');
+            members(last, &mut text);
+            if !go_on(Candidate::Roles, &text) {
+                return;
+            }
+        }
+    }
+    text.clear();
+    text.push(b'{');
+    members(last, &mut text);
+    go_on(Candidate::Identity, &text);
+}
+
+/// `"name":"id"` for each, separated by commas, and the closing brace. Ids need no escapes.
+fn members(ids: &[(&str, &str)], text: &mut Vec<u8>) {
+    for (place, (name, id)) in ids.iter().enumerate() {
+        for part in [if place == 0 { "\"" } else { ",\"" }, name, "\":\"", id, "\""] {
+            text.extend_from_slice(part.as_bytes());
+        }
+    }
+    text.push(b'}');
+}
+
+/// The ids of a `stripe_roles` value; none for an absent one, `None` for one that is not a list of roles. Roles of
+/// SDKs that send no id vouch for nothing and are left out.
+fn roles(said: Option<Element<'_>>) -> Option<Vec<RoleId>> {
+    let Some(said) = said else { return Some(Vec::new()) };
+    let mut ids = Vec::new();
+    for role in said.items()? {
+        let kind = role.member("type")?;
+        if !matches!(kind.as_str()?.as_ref(), "builtIn" | "custom") {
+            return None;
+        }
+        if let Some(name) = role.member("name") {
+            name.as_str()?;
+        }
+        if let Some(id) = role.member("id") {
+            ids.push(RoleId::parse(id.as_str()?.as_ref()).ok()?);
+        }
+    }
+    Some(ids)
+}
