@@ -25,3 +25,10 @@ pub mod policy;
 pub mod route;
 pub mod headers;
 
+// Edges: the outside world.
+pub mod body;
+pub mod clock;
+pub mod record;
+pub mod tls;
+pub mod upstream;
+

@@ -1,0 +1,463 @@
+//! Bodies on their way through: read whole where they are verified, passed on piece by piece where they are not.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+/// Why a client's body cannot be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    TooLarge,
+    /// It did not come in time.
+    TooSlow,
+    /// It broke off, or its framing is malformed.
+    Broken,
+    /// All bodies together hold as much memory as they may.
+    NoRoom,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLarge => "the body is larger than allowed",
+            Self::TooSlow => "the body came too slowly",
+            Self::Broken => "the body broke off or is malformed",
+            Self::NoRoom => "too many bodies are being read",
+        })
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Memory that bodies read whole may take, over all requests.
+#[derive(Debug)]
+pub struct Room {
+    free: AtomicUsize,
+}
+
+/// A part of a [`Room`] that is taken until this is dropped.
+#[derive(Debug)]
+pub struct Taken<'r> {
+    room: &'r Room,
+    bytes: usize,
+}
+
+impl Room {
+    /// A room of `bytes`.
+    pub fn new(bytes: usize) -> Self {
+        Self { free: AtomicUsize::new(bytes) }
+    }
+
+    fn take(&self) -> Taken<'_> {
+        Taken { room: self, bytes: 0 }
+    }
+}
+
+impl Taken<'_> {
+    fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+        let take = |free: usize| free.checked_sub(bytes);
+        self.room.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| Error::NoRoom)?;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.room.free.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Reads all of `body`, at most `limit_bytes`, within `timeout`. `declared` is what its `Content-Length` said, which
+/// it must be: a browser that gives up can end a short body cleanly over HTTP/2.
+///
+/// # Errors
+/// [`Error`]; the body is not read further then, and its rest is in the connection.
+pub async fn read_whole<'r>(
+    body: &mut Incoming,
+    declared: Option<u64>,
+    limit_bytes: u64,
+    timeout: Duration,
+    room: &'r Room,
+) -> Result<(Bytes, Taken<'r>), Error> {
+    if declared.is_some_and(|length| length > limit_bytes) {
+        return Err(Error::TooLarge);
+    }
+    let mut taken = room.take();
+    let reading = async {
+        let mut first = Bytes::new();
+        let mut whole = BytesMut::new();
+        let mut length = 0_u64;
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|_| Error::Broken)?.into_data() else { continue };
+            length += data.len() as u64;
+            if length > limit_bytes {
+                return Err(Error::TooLarge);
+            }
+            taken.grow(data.len())?;
+            if first.is_empty() && whole.is_empty() {
+                first = data;
+            } else {
+                if whole.is_empty() {
+                    whole.extend_from_slice(&std::mem::take(&mut first));
+                }
+                whole.extend_from_slice(&data);
+            }
+        }
+        if declared.is_some_and(|declared| declared != length) {
+            return Err(Error::Broken);
+        }
+        Ok(if whole.is_empty() { first } else { whole.freeze() })
+    };
+    let whole = tokio::time::timeout(timeout, reading).await.map_err(|_| Error::TooSlow)??;
+    Ok((whole, taken))
+}
+
+/// Throws away what comes of `body`, at most `limit_bytes` within `timeout`, so that a client that is still sending
+/// gets to read its answer.
+///
+/// Source: RFC 9112, section 9.6; over HTTP/1.1 browsers lose an answer that is followed by a reset.
+pub async fn discard(mut body: Incoming, limit_bytes: u64, timeout: Duration) {
+    let reading = async {
+        let mut length = 0_u64;
+        while let Some(Ok(frame)) = body.frame().await {
+            length += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if length > limit_bytes {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(timeout, reading).await;
+}
+
+/// The body of a request to an upstream.
+#[derive(Debug)]
+pub enum Outbound {
+    /// Bytes that are here; empty for none.
+    Whole(Option<Bytes>),
+    /// Bytes that come as the client sends them.
+    Streamed(Streamed),
+}
+
+/// A client's body on its way to an upstream, with the bounds of what is passed on.
+///
+/// It can be offered to several servers, one after the other, until the first has begun to take it.
+#[derive(Clone, Debug)]
+pub struct Upload {
+    source: Arc<Mutex<Option<Incoming>>>,
+    progress: Arc<Progress>,
+    limit_bytes: u64,
+    rate: u64,
+    window: Duration,
+    hint: SizeHint,
+}
+
+/// What became of an [`Upload`], for those who watch it.
+#[derive(Debug)]
+pub struct Progress {
+    bytes: AtomicU64,
+    begun: AtomicBool,
+    ended: AtomicBool,
+    fault: Mutex<Option<Error>>,
+    moved: Mutex<Instant>,
+}
+
+/// The [`Upload`] as the one server that takes it reads it.
+#[derive(Debug)]
+pub struct Streamed {
+    upload: Upload,
+    incoming: Option<Incoming>,
+    allowance: Duration,
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+impl Upload {
+    /// Wraps `incoming`, of which at most `limit_bytes` are passed on, at no less than `rate` bytes a second over
+    /// `window` of waiting for the client.
+    pub fn new(incoming: Incoming, limit_bytes: u64, rate: u64, window: Duration) -> Self {
+        let hint = incoming.size_hint();
+        let progress = Progress {
+            bytes: AtomicU64::new(0),
+            begun: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            fault: Mutex::new(None),
+            moved: Mutex::new(Instant::now()),
+        };
+        Self {
+            source: Arc::new(Mutex::new(Some(incoming))),
+            progress: Arc::new(progress),
+            limit_bytes,
+            rate,
+            window,
+            hint,
+        }
+    }
+
+    /// The body for one try.
+    pub fn offer(&self) -> Streamed {
+        Streamed { upload: self.clone(), incoming: None, allowance: self.window, waiting: None }
+    }
+
+    /// Its progress.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// What is left of it, once nobody reads it any more.
+    pub fn into_unread(self) -> Option<Incoming> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Progress {
+    /// Bytes that came from the client so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a server has begun to take it.
+    pub fn begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Why it was broken off by the client's fault.
+    pub fn fault(&self) -> Option<Error> {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When it last moved; `None` while it is still under way but waits for the client.
+    pub fn moved(&self) -> Instant {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether all of it was passed on.
+    pub fn ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    fn step(&self) {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn fail(&self, error: Error) -> Error {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        error
+    }
+}
+
+impl Streamed {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let progress = Arc::clone(&self.upload.progress);
+        if self.incoming.is_none() {
+            self.incoming = self.upload.source.lock().unwrap_or_else(PoisonError::into_inner).take();
+            progress.begun.store(true, Ordering::Relaxed);
+        }
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(Some(Err(progress.fail(Error::Broken)))) };
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                let (_, timer) =
+                    self.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(tokio::time::sleep(self.allowance))));
+                ready!(timer.as_mut().poll(cx));
+                return Poll::Ready(Some(Err(progress.fail(Error::TooSlow))));
+            };
+            if let Some((since, _)) = self.waiting.take() {
+                self.allowance = self.allowance.saturating_sub(since.elapsed());
+            }
+            match frame {
+                None => {
+                    progress.ended.store(true, Ordering::Relaxed);
+                    progress.step();
+                    return Poll::Ready(None);
+                }
+                Some(Err(_)) => return Poll::Ready(Some(Err(progress.fail(Error::Broken)))),
+                Some(Ok(frame)) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    let length = data.len() as u64;
+                    let earned = Duration::from_micros(length.saturating_mul(1_000_000) / self.upload.rate.max(1));
+                    self.allowance = (self.allowance + earned).min(self.upload.window);
+                    progress.step();
+                    let total = progress.bytes.fetch_add(length, Ordering::Relaxed) + length;
+                    if total > self.upload.limit_bytes {
+                        return Poll::Ready(Some(Err(progress.fail(Error::TooLarge))));
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Streamed {
+    /// Puts back what was not read, for whoever sees to it that the client can read its answer.
+    fn drop(&mut self) {
+        if let Some(incoming) = self.incoming.take() {
+            *self.upload.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(incoming);
+        }
+    }
+}
+
+impl Body for Outbound {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Streamed(streamed) => streamed.poll_data(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Streamed(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Streamed(streamed) => streamed.upload.hint,
+        }
+    }
+}
+
+/// The body of an answer to a client. `T` is held until the body was sent or given up, and told how it ended.
+#[derive(Debug)]
+pub struct Answer<T: Ending> {
+    source: Source,
+    sent_bytes: u64,
+    ending: Option<T>,
+}
+
+/// Who wants to know how an answer ended.
+pub trait Ending: Unpin {
+    /// Called once: `bytes` of the body were handed to the connection; `complete` unless it broke off.
+    fn ended(self, bytes: u64, complete: bool);
+}
+
+#[derive(Debug)]
+enum Source {
+    Whole(Option<Bytes>),
+    Upstream { incoming: Incoming, idle_timeout: Duration, idle: Option<Pin<Box<Sleep>>> },
+}
+
+/// The upstream's answer broke off; the client must see that it did.
+#[derive(Debug)]
+pub struct BrokenOff;
+
+impl fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the upstream's answer broke off")
+    }
+}
+
+impl std::error::Error for BrokenOff {}
+
+impl<T: Ending> Answer<T> {
+    /// An answer of our own.
+    pub fn whole(bytes: Bytes, ending: T) -> Self {
+        let source = Source::Whole(if bytes.is_empty() { None } else { Some(bytes) });
+        Self { source, sent_bytes: 0, ending: Some(ending) }
+    }
+
+    /// An answer of our own, of which nobody wants to know how it ended.
+    pub fn unrecorded(bytes: Bytes) -> Self {
+        Self { source: Source::Whole(Some(bytes)), sent_bytes: 0, ending: None }
+    }
+
+    /// An upstream's answer, which may pause for `idle_timeout` at the most.
+    pub fn upstream(incoming: Incoming, idle_timeout: Duration, ending: T) -> Self {
+        Self { source: Source::Upstream { incoming, idle_timeout, idle: None }, sent_bytes: 0, ending: Some(ending) }
+    }
+
+    fn end(&mut self, complete: bool) {
+        if let Some(ending) = self.ending.take() {
+            ending.ended(self.sent_bytes, complete);
+        }
+    }
+}
+
+impl<T: Ending> Body for Answer<T> {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let this = self.get_mut();
+        let next = loop {
+            match &mut this.source {
+                Source::Whole(bytes) => break bytes.take().map(Ok),
+                Source::Upstream { incoming, idle_timeout, idle } => {
+                    let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                        let timer = idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(*idle_timeout)));
+                        ready!(timer.as_mut().poll(cx));
+                        break Some(Err(BrokenOff));
+                    };
+                    *idle = None;
+                    match frame {
+                        None => break None,
+                        Some(Err(_)) => break Some(Err(BrokenOff)),
+                        // Trailers could name an identity; none are passed on.
+                        Some(Ok(frame)) => {
+                            if let Ok(data) = frame.into_data() {
+                                break Some(Ok(data));
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        match next {
+            Some(Ok(data)) => {
+                this.sent_bytes += data.len() as u64;
+                if this.is_end_stream() {
+                    this.end(true);
+                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Some(Err(error)) => {
+                this.end(false);
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                this.end(true);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Whole(bytes) => bytes.is_none(),
+            Source::Upstream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Upstream { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+impl<T: Ending> Drop for Answer<T> {
+    fn drop(&mut self) {
+        let complete = self.is_end_stream();
+        self.end(complete);
+    }
+}

@@ -1,0 +1,340 @@
+//! The access log: one JSON line per request, written off the request's path.
+//!
+//! Lines are collected in memory and written by one thread. A sink that is slow or gone never holds up a request: what
+//! does not fit is dropped, counted, and the count is said.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime},
+};
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// Bytes of lines that may wait for the writer.
+const WAITING_LIMIT_BYTES: usize = 8 * 1024 * 1024;
+/// How long the writer gathers lines before it writes them.
+const GATHERING: Duration = Duration::from_millis(20);
+/// The least time between two reports of dropped lines.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// What the gateway decided about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Permitted,
+    Refused,
+    Preflight,
+}
+
+/// Everything the log says of one request. No secrets, tags, bodies or query values.
+#[derive(Debug)]
+pub struct Access {
+    pub arrived: SystemTime,
+    pub started: Instant,
+    pub request_id: String,
+    pub method: String,
+    pub path: String,
+    pub protocol: &'static str,
+    pub client: Option<SocketAddr>,
+    pub user_agent: Option<String>,
+    pub status: u16,
+    pub route: Option<String>,
+    pub app: Option<Arc<str>>,
+    pub account: Option<String>,
+    pub user: Option<String>,
+    pub roles: Vec<String>,
+    pub signed: Option<&'static str>,
+    pub decision: Decision,
+    pub reason: Option<&'static str>,
+    pub upstream: Option<Arc<str>>,
+    pub upstream_time: Option<Duration>,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    /// Whether the answer was handed over to its end.
+    pub complete: bool,
+}
+
+/// Where finished records go.
+#[derive(Clone, Debug)]
+pub struct Log {
+    shared: Arc<Shared>,
+}
+
+/// The thread behind a [`Log`]; dropping it does not stop it, [`Writer::finish`] does.
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: String,
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+    dropped: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    count: u64,
+    writer_sleeps: bool,
+    finished: bool,
+}
+
+impl Log {
+    /// Starts a log into `sink`; `config` is the hash of the configuration in force.
+    ///
+    /// # Errors
+    /// The system's, if no thread can be started.
+    pub fn start(sink: Box<dyn Write + Send>, config: String) -> io::Result<(Self, Writer)> {
+        let shared = Arc::new(Shared {
+            config,
+            waiting: Mutex::new(Waiting::default()),
+            wake: Condvar::new(),
+            dropped: AtomicU64::new(0),
+        });
+        let writing = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || writing.write_to(sink))?;
+        Ok((Self { shared: Arc::clone(&shared) }, Writer { shared, thread }))
+    }
+
+    /// Hands over `record`. Never waits.
+    pub fn push(&self, record: &Access) {
+        let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = waiting.lines.len();
+        if before >= WAITING_LIMIT_BYTES || record.print(&self.shared.config, &mut waiting.lines).is_err() {
+            waiting.lines.truncate(before);
+            drop(waiting);
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        waiting.count += 1;
+        let asleep = std::mem::take(&mut waiting.writer_sleeps);
+        drop(waiting);
+        if asleep {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// Lines that were dropped so far.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Writer {
+    /// Writes what waits and ends the thread, but waits for a sink that hangs no longer than `patience`.
+    pub fn finish(self, patience: Duration) {
+        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).finished = true;
+        self.shared.wake.notify_one();
+        let deadline = Instant::now() + patience;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Shared {
+    fn write_to(&self, mut sink: Box<dyn Write + Send>) {
+        let mut lines = Vec::new();
+        let mut reported = (0, None::<Instant>);
+        loop {
+            let (count, finished) = self.take(&mut lines);
+            if !lines.is_empty() && sink.write_all(&lines).and_then(|()| sink.flush()).is_err() {
+                self.dropped.fetch_add(count, Ordering::Relaxed);
+            }
+            lines.clear();
+            let dropped = self.dropped.load(Ordering::Relaxed);
+            let due = reported.1.is_none_or(|at| at.elapsed() >= REPORT_EVERY);
+            if dropped > reported.0 && (due || finished) {
+                tracing::warn!(dropped = dropped - reported.0, total = dropped, "access log lines dropped");
+                reported = (dropped, Some(Instant::now()));
+            }
+            if finished {
+                return;
+            }
+            std::thread::sleep(GATHERING);
+        }
+    }
+
+    /// Moves what waits into `lines`, sleeping until there is something.
+    fn take(&self, lines: &mut Vec<u8>) -> (u64, bool) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        while waiting.lines.is_empty() && !waiting.finished {
+            waiting.writer_sleeps = true;
+            let report_due = self.dropped.load(Ordering::Relaxed) > 0;
+            let patience = if report_due { REPORT_EVERY } else { Duration::from_secs(3600) };
+            let (next, timeout) = self.wake.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner);
+            waiting = next;
+            if timeout.timed_out() && report_due {
+                break;
+            }
+        }
+        waiting.writer_sleeps = false;
+        std::mem::swap(&mut waiting.lines, lines);
+        (std::mem::take(&mut waiting.count), waiting.finished)
+    }
+}
+
+impl Decision {
+    /// The word in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Permitted => "permitted",
+            Self::Refused => "refused",
+            Self::Preflight => "preflight",
+        }
+    }
+}
+
+impl Access {
+    fn print(&self, config: &str, out: &mut Vec<u8>) -> io::Result<()> {
+        let arrived = OffsetDateTime::from(self.arrived);
+        out.extend_from_slice(b"{\"timestamp\":\"");
+        arrived.format_into(out, &Rfc3339).map_err(io::Error::other)?;
+        out.push(b'"');
+        text(out, "http.request.method", Some(&self.method))?;
+        text(out, "url.path", Some(&self.path))?;
+        write!(out, ",\"http.response.status_code\":{}", self.status)?;
+        if let Some(client) = self.client {
+            write!(out, ",\"client.address\":\"{}\",\"client.port\":{}", client.ip().to_canonical(), client.port())?;
+        }
+        text(out, "user_agent.original", self.user_agent.as_deref())?;
+        text(out, "network.protocol.version", Some(self.protocol))?;
+        write!(out, ",\"http.request.body.size\":{}", self.received_bytes)?;
+        write!(out, ",\"http.response.body.size\":{}", self.sent_bytes)?;
+        text(out, "countersign.request_id", Some(&self.request_id))?;
+        text(out, "countersign.route", self.route.as_deref())?;
+        text(out, "countersign.app", self.app.as_deref())?;
+        text(out, "countersign.account", self.account.as_deref())?;
+        text(out, "countersign.user", self.user.as_deref())?;
+        if !self.roles.is_empty() {
+            out.extend_from_slice(b",\"countersign.roles\":");
+            serde_json::to_writer(&mut *out, &self.roles)?;
+        }
+        text(out, "countersign.signed", self.signed)?;
+        text(out, "countersign.decision", Some(self.decision.as_str()))?;
+        text(out, "countersign.reason", self.reason)?;
+        text(out, "countersign.upstream", self.upstream.as_deref())?;
+        milliseconds(out, "countersign.duration_ms", self.started.elapsed())?;
+        if let Some(upstream) = self.upstream_time {
+            milliseconds(out, "countersign.upstream_ms", upstream)?;
+        }
+        write!(out, ",\"countersign.complete\":{}", self.complete)?;
+        text(out, "countersign.config", Some(config))?;
+        out.extend_from_slice(b"}\n");
+        Ok(())
+    }
+}
+
+fn text(out: &mut Vec<u8>, name: &str, value: Option<&str>) -> io::Result<()> {
+    let Some(value) = value else { return Ok(()) };
+    write!(out, ",\"{name}\":")?;
+    Ok(serde_json::to_writer(out, value)?)
+}
+
+fn milliseconds(out: &mut Vec<u8>, name: &str, value: Duration) -> io::Result<()> {
+    let micros = value.as_micros();
+    write!(out, ",\"{name}\":{}.{:03}", micros / 1000, micros % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn record(path: &str) -> Access {
+        Access {
+            arrived: SystemTime::UNIX_EPOCH,
+            started: Instant::now(),
+            request_id: "r".into(),
+            method: "GET".into(),
+            path: path.into(),
+            protocol: "1.1",
+            client: Some("192.0.2.1:5".parse().unwrap()),
+            user_agent: Some("a\"\n\u{7f}".into()),
+            status: 200,
+            route: Some("/".into()),
+            app: None,
+            account: None,
+            user: None,
+            roles: vec!["admin".into()],
+            signed: Some("body"),
+            decision: Decision::Permitted,
+            reason: None,
+            upstream: None,
+            upstream_time: Some(Duration::from_micros(1500)),
+            received_bytes: 0,
+            sent_bytes: 7,
+            complete: true,
+        }
+    }
+
+    struct Channel(mpsc::Sender<Vec<u8>>);
+
+    impl Write for Channel {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A sink that never takes anything.
+    struct Stuck(mpsc::Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_record_is_one_line_of_json_whatever_is_in_it() {
+        let (sender, receiver) = mpsc::channel();
+        let (log, writer) = Log::start(Box::new(Channel(sender)), "c".into()).unwrap();
+        log.push(&record("/a\n{\"x\":1}"));
+        writer.finish(Duration::from_secs(5));
+        let bytes: Vec<u8> = receiver.iter().flatten().collect();
+        assert_eq!(bytes.split(|b| *b == b'\n').count(), 2);
+        let line: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(line["timestamp"], "1970-01-01T00:00:00Z");
+        assert_eq!(line["url.path"], "/a\n{\"x\":1}");
+        assert_eq!(line["user_agent.original"], "a\"\n\u{7f}");
+        assert_eq!(line["countersign.upstream_ms"], 1.5);
+        assert_eq!(line["countersign.roles"][0], "admin");
+    }
+
+    #[test]
+    fn a_sink_that_hangs_holds_up_nobody_and_what_is_lost_is_counted() {
+        let (release, hold) = mpsc::channel::<()>();
+        let (log, writer) = Log::start(Box::new(Stuck(hold)), "c".into()).unwrap();
+        let path = "x".repeat(10_000);
+        let began = Instant::now();
+        let pushed = 2_000;
+        for _ in 0..pushed {
+            log.push(&record(&path));
+        }
+        assert!(began.elapsed() < Duration::from_secs(5));
+        assert!(log.dropped() > pushed / 4, "{}", log.dropped());
+        drop(release);
+        writer.finish(Duration::from_secs(5));
+        assert_eq!(log.dropped(), pushed);
+    }
+}
