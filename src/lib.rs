@@ -32,3 +32,9 @@ pub mod record;
 pub mod tls;
 pub mod upstream;
 
+// Assembly.
+pub mod rejection;
+pub mod gateway;
+pub mod server;
+pub mod config;
+pub mod command;

@@ -1,0 +1,176 @@
+//! `countersign check`: loads as `run` does, shows the routes and names the risks.
+
+use std::{
+    collections::HashSet,
+    io::{self, Write},
+    path::Path,
+    time::SystemTime,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    config::{self, Config, Environment, Scrutiny, Warning, masked},
+    policy::{Accounts, Demand},
+    route::{Pattern, Route},
+};
+
+/// The configuration can be used.
+const FINE: u8 = 0;
+/// The configuration cannot be used.
+const CONFIGURATION: u8 = 78;
+
+/// How the answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+/// Checks the configuration at `config_path`: a table of routes and the warnings on `out`, or all errors on `err`.
+/// Answers the exit code. With `strict` the names of upstreams must resolve. Nobody reading is no mistake.
+pub fn run(
+    config_path: &Path,
+    strict: bool,
+    format: Format,
+    environment: &Environment,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    let scrutiny = if strict { Scrutiny::Names } else { Scrutiny::Files };
+    let config = match config::load(config_path, environment, SystemTime::now(), scrutiny) {
+        Ok(config) => config,
+        Err(errors) => {
+            // Where nobody reads, the exit code still tells.
+            let _ = write!(err, "{errors}").and_then(|()| err.flush());
+            return CONFIGURATION;
+        }
+    };
+    let written = match format {
+        Format::Text => text(&config, config_path, out),
+        Format::Json => writeln!(out, "{}", json(&config)),
+    };
+    let _ = written.and_then(|()| out.flush());
+    FINE
+}
+
+fn text(config: &Config, path: &Path, out: &mut dyn Write) -> io::Result<()> {
+    use std::fmt::Write as _;
+    const HEAD: [&str; 8] = ["PATH", "METHODS", "APP", "ACCOUNTS", "WHO", "SIGNED", "UPSTREAM", "UPSTREAM PATH"];
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(config.routes.iter().map(|route| row(config, route)));
+    let mut widths = [0; HEAD.len()];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    let file = masked(&path.to_string_lossy());
+    for Warning { key, line, text } in &config.warnings {
+        writeln!(out, "\nwarning: {text}")?;
+        match line {
+            Some(line) => writeln!(out, "  --> {file}:{line}: {key}")?,
+            None => writeln!(out, "  --> environment: {key}")?,
+        }
+    }
+    Ok(())
+}
+
+fn row(config: &Config, route: &Route) -> [String; 8] {
+    let upstream = config.upstreams.get(route.upstream);
+    let servers: Vec<_> = servers(config, route);
+    let upstream = match upstream {
+        Some(upstream) if servers == [upstream.name.to_string()] => upstream.name.to_string(),
+        Some(upstream) => format!("{} -> {}", upstream.name, servers.join(", ")),
+        None => String::new(),
+    };
+    let who = [("roles", roles(route)), ("users", users(route))];
+    let who: Vec<_> = who.into_iter().filter_map(|(what, ids)| Some(format!("{what} {}", shortened(&ids?)))).collect();
+    [
+        route.pattern.as_str().to_owned(),
+        route.methods.to_string(),
+        app(route).to_owned(),
+        accounts(route).map_or_else(|| "any".to_owned(), |count| count.to_string()),
+        if who.is_empty() { "any user".to_owned() } else { who.join("; ") },
+        signed(route).to_owned(),
+        upstream,
+        route.upstream_path.as_ref().map_or("as it came", Pattern::as_str).to_owned(),
+    ]
+    .map(|cell: String| masked(&cell))
+}
+
+fn json(config: &Config) -> Value {
+    let route = |route: &std::sync::Arc<Route>| {
+        json!({
+            "path": masked(route.pattern.as_str()),
+            "methods": route.methods.iter().map(http::Method::as_str).collect::<Vec<_>>(),
+            "app": masked(app(route)),
+            "accounts": accounts(route).map_or_else(|| json!("any"), |count| json!(count)),
+            "roles": roles(route),
+            "users": users(route),
+            "signed": signed(route),
+            "upstream": config.upstreams.get(route.upstream).map(|upstream| masked(&upstream.name)),
+            "servers": servers(config, route),
+            "upstream_path": route.upstream_path.as_ref().map(|path| masked(path.as_str())),
+        })
+    };
+    let warning = |warning: &Warning| json!({ "key": warning.key, "line": warning.line, "text": warning.text });
+    json!({
+        "routes": config.routes.iter().map(route).collect::<Vec<_>>(),
+        "warnings": config.warnings.iter().map(warning).collect::<Vec<_>>(),
+    })
+}
+
+fn app(route: &Route) -> &str {
+    route.app.to_str().unwrap_or_default()
+}
+
+/// How many accounts may pass; `None`: any.
+fn accounts(route: &Route) -> Option<usize> {
+    match &route.policy.accounts {
+        Accounts::Only(accounts) => Some(accounts.len()),
+        Accounts::Any => None,
+    }
+}
+
+fn roles(route: &Route) -> Option<Vec<String>> {
+    route.policy.roles.as_ref().map(sorted)
+}
+
+fn users(route: &Route) -> Option<Vec<String>> {
+    route.policy.users.as_ref().map(sorted)
+}
+
+fn sorted<T: ToString>(ids: &HashSet<T>) -> Vec<String> {
+    let mut ids: Vec<_> = ids.iter().map(|id| masked(&id.to_string())).collect();
+    ids.sort();
+    ids
+}
+
+fn shortened(ids: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let first = ids.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match ids.len().checked_sub(SHOWN) {
+        None | Some(0) => first,
+        Some(more) => format!("{first} and {more} more"),
+    }
+}
+
+fn signed(route: &Route) -> &'static str {
+    match route.policy.signed {
+        Demand::Identity => "identity",
+        Demand::Body => "body",
+    }
+}
+
+fn servers(config: &Config, route: &Route) -> Vec<String> {
+    let servers = config.upstreams.get(route.upstream).map(|upstream| upstream.servers.as_slice()).unwrap_or_default();
+    servers.iter().map(|server| masked(&format!("{}://{}", server.scheme, server.authority))).collect()
+}

@@ -1,0 +1,113 @@
+//! `countersign run`: the gateway, until a signal ends it.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, loaded, say_error};
+use crate::{
+    clock::Clock,
+    config::{AccessLog, Config},
+    record::{Log, Writer},
+    server::{self, Server, Stop},
+};
+
+/// How long the last lines of the access log may take to be written at the end.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+pub(super) fn run(config: Option<PathBuf>) -> u8 {
+    start_logging();
+    let config = match loaded(config) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    for warning in &config.warnings {
+        tracing::warn!(key = warning.key, "{}", warning.text);
+    }
+    let sink = match sink(&config.access_log) {
+        Ok(sink) => sink,
+        Err(error) => {
+            say_error(&format!("error: the access log cannot be opened: {error}; check `access` under [log]\n"));
+            return UNAVAILABLE;
+        }
+    };
+    let (server, writer) = match start(config, sink, &Clock::System) {
+        Ok(started) => started,
+        Err(code) => return code,
+    };
+    serve(server, writer)
+}
+
+/// The program's own log, on stderr. What libraries say is capped at `info`.
+pub(super) fn start_logging() {
+    use tracing_subscriber::{
+        filter::{LevelFilter, Targets},
+        prelude::*,
+    };
+    let level = ["COUNTERSIGN_LOG", "RUST_LOG"].into_iter().find_map(|name| std::env::var(name).ok());
+    let level = level.and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
+    let filter = Targets::new().with_default(level.min(LevelFilter::INFO)).with_target("countersign", level);
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false).with_filter(filter);
+    let _ = tracing_subscriber::registry().with(layer).try_init();
+}
+
+fn sink(log: &AccessLog) -> io::Result<Box<dyn Write + Send>> {
+    Ok(match log {
+        AccessLog::Stdout => Box::new(io::stdout()),
+        AccessLog::File(path) => Box::new(OpenOptions::new().append(true).create(true).open(path)?),
+    })
+}
+
+/// Binds and starts, or tells why not and answers the exit code.
+pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) -> Result<(Server, Writer), u8> {
+    let address = config.listener.address;
+    let listener = server::bind(address).map_err(|error| {
+        say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
+        UNAVAILABLE
+    })?;
+    let failed = |error: io::Error| {
+        say_error(&format!("error: cannot start: {error}\n"));
+        SOFTWARE
+    };
+    let (log, writer) = Log::start(sink, config.hash.clone()).map_err(failed)?;
+    let hash = config.hash.clone();
+    let server = Server::start(listener, config.into(), &log, clock).map_err(failed)?;
+    tracing::info!(address = %server.address(), config = hash, "listening");
+    Ok((server, writer))
+}
+
+/// Serves until a signal and to the end of the drain. A second signal ends the process at once.
+pub(super) fn serve(server: Server, writer: Writer) -> u8 {
+    let stop = server.stop();
+    if let Err(error) = std::thread::Builder::new().name("signals".into()).spawn(move || obey_signals(&stop)) {
+        tracing::error!(%error, "cannot watch for signals");
+        return SOFTWARE;
+    }
+    server.join();
+    writer.finish(LAST_LINES);
+    tracing::info!("stopped");
+    FINE
+}
+
+fn obey_signals(stop: &Stop) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    runtime.block_on(async {
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            tracing::error!("cannot watch for signals");
+            return;
+        };
+        let mut any = async || tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} };
+        any().await;
+        tracing::info!("draining; a second signal stops at once");
+        stop.drain();
+        any().await;
+        tracing::warn!("stopped at once");
+        std::process::exit(i32::from(NEGATIVE));
+    });
+}

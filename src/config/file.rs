@@ -1,0 +1,150 @@
+//! The keys of the configuration file, as they are written.
+//!
+//! `NAME` stands for a name that the administrator chooses; a list of tables, such as `[[routes]]`, is written like a
+//! table. Whatever is not listed here is an unknown key.
+
+/// A key that may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The whole name, from the top, with dots.
+    pub path: &'static str,
+    pub kind: Kind,
+    pub default: Absent,
+}
+
+/// What a key's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Table,
+    /// A table whose keys are names of the administrator's choice.
+    Names,
+    /// A list of tables.
+    Tables,
+    Text,
+    Texts,
+    Count,
+    Flag,
+    Duration,
+    Size,
+}
+
+/// What holds where a key is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// It must not be left out.
+    Required,
+    /// Nothing stands in its place.
+    Nothing,
+    /// As one would write it, in TOML.
+    Value(&'static str),
+}
+
+use Absent::{Nothing, Required, Value};
+use Kind::{Count, Duration, Flag, Names, Size, Table, Tables, Text, Texts};
+
+/// Every key there is.
+pub const KEYS: &[Key] = &[
+    key("version", Count, Required),
+    key("state_directory", Text, Value("\"state\"")),
+    key("listener", Table, Required),
+    key("listener.address", Text, Required),
+    key("listener.certificate", Text, Required),
+    key("listener.private_key", Text, Required),
+    key("listener.names", Texts, Value("[]")),
+    key("apps", Names, Required),
+    key("apps.NAME", Table, Nothing),
+    key("apps.NAME.secrets", Tables, Required),
+    key("apps.NAME.secrets.file", Text, Nothing),
+    key("apps.NAME.secrets.env", Text, Nothing),
+    key("apps.NAME.secrets.credential", Text, Nothing),
+    key("apps.NAME.accounts", Texts, Nothing),
+    key("apps.NAME.unsafe_any_account", Flag, Value("false")),
+    key("apps.NAME.tolerance", Duration, Value("\"5m\"")),
+    key("apps.NAME.unsafe_tolerance", Duration, Nothing),
+    key("apps.NAME.allow_account_only", Flag, Value("false")),
+    key("upstreams", Names, Nothing),
+    key("upstreams.NAME", Table, Nothing),
+    key("upstreams.NAME.servers", Texts, Required),
+    key("upstreams.NAME.connect_timeout", Duration, Value("\"3s\"")),
+    key("upstreams.NAME.response_timeout", Duration, Value("\"30s\"")),
+    key("upstreams.NAME.idle_timeout", Duration, Value("\"60s\"")),
+    key("upstreams.NAME.max_in_flight", Count, Value("1024")),
+    key("upstreams.NAME.max_queued", Count, Value("1024")),
+    key("upstreams.NAME.ca", Text, Nothing),
+    key("upstreams.NAME.client_certificate", Text, Nothing),
+    key("upstreams.NAME.client_key", Text, Nothing),
+    key("upstreams.NAME.server_name", Text, Nothing),
+    key("upstreams.NAME.unsafe_link_local", Flag, Value("false")),
+    key("routes", Tables, Required),
+    key("routes.path", Text, Required),
+    key("routes.app", Text, Required),
+    key("routes.upstream", Text, Required),
+    key("routes.upstream_path", Text, Nothing),
+    key("routes.methods", Texts, Value("[\"GET\", \"HEAD\", \"POST\"]")),
+    key("routes.roles", Texts, Nothing),
+    key("routes.users", Texts, Nothing),
+    key("routes.signed", Text, Value("\"identity\"")),
+    key("routes.body_limit", Size, Nothing),
+    key("routes.response_timeout", Duration, Nothing),
+    key("routes.request_headers", Table, Nothing),
+    key("routes.request_headers.set", Names, Nothing),
+    key("routes.request_headers.set.NAME", Text, Nothing),
+    key("routes.request_headers.secret", Names, Nothing),
+    key("routes.request_headers.secret.NAME", Table, Nothing),
+    key("routes.request_headers.secret.NAME.file", Text, Nothing),
+    key("routes.request_headers.secret.NAME.env", Text, Nothing),
+    key("routes.request_headers.secret.NAME.credential", Text, Nothing),
+    key("routes.request_headers.remove", Texts, Nothing),
+    key("routes.response_headers", Table, Nothing),
+    key("routes.response_headers.set", Names, Nothing),
+    key("routes.response_headers.set.NAME", Text, Nothing),
+    key("routes.response_headers.remove", Texts, Nothing),
+    key("log", Table, Nothing),
+    key("log.access", Text, Value("\"stdout\"")),
+    key("limits", Table, Nothing),
+    key("limits.connections", Count, Value("20000")),
+    key("limits.head_bytes", Size, Value("\"32KiB\"")),
+    key("limits.headers", Count, Value("100")),
+    key("limits.handshake_timeout", Duration, Value("\"10s\"")),
+    key("limits.head_timeout", Duration, Value("\"10s\"")),
+    key("limits.body_bytes", Size, Value("\"1MiB\"")),
+    key("limits.body_timeout", Duration, Value("\"30s\"")),
+    key("limits.stream_bytes", Size, Value("\"16MiB\"")),
+    key("limits.stream_rate", Size, Value("\"1KiB\"")),
+    key("limits.stream_window", Duration, Value("\"30s\"")),
+    key("limits.discard_bytes", Size, Value("\"16MiB\"")),
+    key("limits.discard_timeout", Duration, Value("\"10s\"")),
+    key("limits.idle_timeout", Duration, Value("\"75s\"")),
+    key("limits.write_timeout", Duration, Value("\"30s\"")),
+    key("limits.streams", Count, Value("100")),
+    key("limits.drain", Duration, Value("\"30s\"")),
+    key("limits.drain_delay", Duration, Value("\"0s\"")),
+    key("limits.buffered_bytes", Size, Value("\"256MiB\"")),
+];
+
+/// The names that may stand in the table `path`, empty for the document itself.
+pub(super) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {
+    KEYS.iter().filter_map(move |key| {
+        let (table, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
+        (table == path).then_some(name)
+    })
+}
+
+/// The key of that whole name.
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// The one of `names` that was probably meant by `name`.
+pub(super) fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let lower = name.to_lowercase();
+    names
+        .map(|known| (strsim::osa_distance(&lower, &known.to_lowercase()), known))
+        .filter(|(distance, known)| *distance <= 3 && distance * 2 <= known.chars().count())
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
+}
+
+const fn key(path: &'static str, kind: Kind, default: Absent) -> Key {
+    Key { path, kind, default }
+}

@@ -1,0 +1,290 @@
+//! The internal services: those with a name, and those that a route gives as an origin.
+
+use std::{collections::HashMap, net::ToSocketAddrs as _, sync::Arc, time::Duration};
+
+use http::uri::Scheme;
+use rustls_pki_types::ServerName;
+
+use super::{
+    app::check_name,
+    file,
+    limits::WAIT,
+    listener::{pair, path, report},
+    mask::quoted,
+    origin,
+    section::{Item, Section},
+};
+use crate::{
+    tls,
+    upstream::{Origin, Settings},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_IN_FLIGHT: u64 = 1024;
+const MAX_QUEUED: u64 = 1024;
+const MOST: u64 = 1_000_000;
+const SERVERS: &str = "servers = [\"http://orders.intranet:8080\"]";
+
+/// All upstreams, in the order in which routes refer to them.
+#[derive(Default)]
+pub(super) struct Upstreams<'c> {
+    pub list: Vec<Settings>,
+    named: HashMap<String, Named<'c>>,
+    /// The places of those that routes gave as an origin, by its text in small letters.
+    origins: HashMap<String, Option<usize>>,
+    plain_tls: Option<Arc<rustls::ClientConfig>>,
+    resolved: HashMap<String, Option<String>>,
+}
+
+struct Named<'c> {
+    /// `None` after a mistake in it.
+    place: Option<usize>,
+    item: Item<'c>,
+    used: bool,
+}
+
+impl<'c> Upstreams<'c> {
+    /// Reads the named ones.
+    pub(super) fn read(root: &Section<'c>) -> Self {
+        let mut upstreams = Self::default();
+        let Some(section) = root.item("upstreams").and_then(|item| item.section("upstreams")) else { return upstreams };
+        for (name, item) in section.names() {
+            let fits = check_name(&name, &item);
+            let settings = item.section("upstreams.NAME").and_then(|section| upstreams.settings(&name, &section));
+            let place = settings.filter(|_| fits).map(|settings| upstreams.push(settings));
+            upstreams.named.insert(name, Named { place, item, used: false });
+        }
+        upstreams
+    }
+
+    /// The place of the upstream that a route's `item` names, or gives as an origin.
+    pub(super) fn place_of(&mut self, item: &Item<'c>) -> Option<usize> {
+        let text = item.text()?;
+        if let Some(named) = self.named.get_mut(text) {
+            named.used = true;
+            return named.place;
+        }
+        if text.contains("://") {
+            let key = text.to_ascii_lowercase();
+            if let Some(Some(place)) = self.origins.get(&key) {
+                return Some(*place);
+            }
+            let settings = self.unnamed(item, text);
+            let place = settings.map(|settings| self.push(settings));
+            self.origins.insert(key, place);
+            return place;
+        }
+        let names = || self.named.keys().map(String::as_str);
+        let suggestion = match file::nearest(text, names()) {
+            Some(known) => format!("did you mean {}?", quoted(known)),
+            None if text.contains(['.', ':', '/']) => origin::Error::NoScheme.suggestion().to_owned(),
+            None if self.named.is_empty() => {
+                format!("write a table `[upstreams.NAME]` with `{SERVERS}`, or an origin here")
+            }
+            None => {
+                let mut known: Vec<_> = names().map(quoted).collect();
+                known.sort();
+                format!("known upstreams: {}", known.join(", "))
+            }
+        };
+        item.error(&format!("no upstream is called {}", item.shown(text)), Some(&suggestion));
+        None
+    }
+
+    /// Warns of those that no route uses.
+    pub(super) fn warn_of_unused(&self) {
+        for (name, named) in &self.named {
+            if !named.used && named.place.is_some() {
+                named.item.warn(&format!("no route uses the upstream {}", quoted(name)));
+            }
+        }
+    }
+
+    fn push(&mut self, settings: Settings) -> usize {
+        self.list.push(settings);
+        self.list.len() - 1
+    }
+
+    fn settings(&mut self, name: &str, section: &Section<'c>) -> Option<Settings> {
+        let unsafe_link_local = section.item("unsafe_link_local").map_or(Some(false), |item| {
+            item.flag().inspect(|allowed| {
+                if *allowed {
+                    item.warn("link-local and metadata addresses are allowed: a route may lead to this machine's cloud credentials");
+                }
+            })
+        });
+        let servers = section.required("servers", SERVERS).and_then(|item| {
+            let items = item.list(SERVERS)?;
+            let parsed: Vec<_> = items.iter().map(|item| self.server(item, unsafe_link_local != Some(false))).collect();
+            if let [only] = items.as_slice() {
+                only.warn("this upstream has one server: while it restarts, its routes answer 502");
+            }
+            parsed.into_iter().collect::<Option<Vec<_>>>()
+        });
+        let wait = |name, default| section.item(name).map_or(Some(default), |item| item.duration(WAIT));
+        let count = |name, least, default| {
+            let count = section.item(name).map_or(Some(default), |item| item.count(least..=MOST));
+            count.and_then(|count| usize::try_from(count).ok())
+        };
+        let connect_timeout = wait("connect_timeout", CONNECT_TIMEOUT);
+        let response_timeout = wait("response_timeout", RESPONSE_TIMEOUT);
+        let idle_timeout = wait("idle_timeout", IDLE_TIMEOUT);
+        let max_in_flight = count("max_in_flight", 1, MAX_IN_FLIGHT);
+        let max_queued = count("max_queued", 0, MAX_QUEUED);
+        let secure = servers.as_ref().map(|servers| servers.iter().any(|server| server.scheme == Scheme::HTTPS));
+        let tls = self.tls(section, secure);
+        let server_name = match section.item("server_name") {
+            None => Some(None),
+            Some(item) => server_name(&item).map(Some),
+        };
+        Some(Settings {
+            name: name.into(),
+            servers: servers?,
+            connect_timeout: connect_timeout?,
+            response_timeout: response_timeout?,
+            idle_timeout: idle_timeout?,
+            max_in_flight: max_in_flight?,
+            max_queued: max_queued?,
+            tls: tls?,
+            server_name: server_name?,
+        })
+    }
+
+    fn unnamed(&mut self, item: &Item<'c>, text: &str) -> Option<Settings> {
+        let server = self.server(item, false)?;
+        let tls = if server.scheme == Scheme::HTTPS { Some(self.plain_tls(item)?) } else { None };
+        item.warn("this upstream has one server: while it restarts, its routes answer 502");
+        Some(Settings {
+            name: text.into(),
+            servers: vec![server],
+            connect_timeout: CONNECT_TIMEOUT,
+            response_timeout: RESPONSE_TIMEOUT,
+            idle_timeout: IDLE_TIMEOUT,
+            max_in_flight: usize::try_from(MAX_IN_FLIGHT).ok()?,
+            max_queued: usize::try_from(MAX_QUEUED).ok()?,
+            tls,
+            server_name: None,
+        })
+    }
+
+    fn server(&mut self, item: &Item<'c>, link_local: bool) -> Option<Origin> {
+        let text = item.text()?;
+        let server = match origin::parse(text) {
+            Ok(server) => server,
+            Err(error) => {
+                item.error(&format!("{} {error}", item.shown(text)), Some(error.suggestion()));
+                return None;
+            }
+        };
+        if !link_local && origin::is_link_local(server.authority.host()) {
+            item.error(
+                &format!("{} is a link-local or metadata address", item.shown(text)),
+                Some("machines get their credentials there; if it must be: `[upstreams.NAME]` with `unsafe_link_local = true`"),
+            );
+            return None;
+        }
+        if item.context.resolve
+            && let Some(failure) = self.resolve(&server, link_local)
+        {
+            item.error(
+                &format!("{} {failure}", item.shown(text)),
+                Some("check the name, and the resolver of this machine"),
+            );
+            return None;
+        }
+        Some(server)
+    }
+
+    /// Why the name of a server leads nowhere it should.
+    fn resolve(&mut self, server: &Origin, link_local: bool) -> Option<String> {
+        let host = server.authority.host().trim_start_matches('[').trim_end_matches(']');
+        let standard = if server.scheme == Scheme::HTTPS { 443 } else { 80 };
+        let port = server.authority.port_u16().unwrap_or(standard);
+        let find = || match (host, port).to_socket_addrs() {
+            Err(_) => Some("cannot be resolved".to_owned()),
+            Ok(mut found) => {
+                let forbidden = !link_local && found.any(|address| origin::is_link_local_address(address.ip()));
+                forbidden.then(|| "resolves to a link-local or metadata address".to_owned())
+            }
+        };
+        self.resolved.entry(format!("{link_local} {host}")).or_insert_with(find).clone()
+    }
+
+    /// How `https://` servers are trusted; `secure` tells whether there are any, where that is known.
+    #[expect(clippy::option_option, reason = "not needed, wrong and right are three things")]
+    fn tls(&mut self, section: &Section<'c>, secure: Option<bool>) -> Option<Option<Arc<rustls::ClientConfig>>> {
+        let (ca, server_name) = (section.item("ca"), section.item("server_name"));
+        let (certificate, key) = (section.item("client_certificate"), section.item("client_key"));
+        if secure == Some(false) {
+            let given = [&ca, &certificate, &key, &server_name];
+            for item in given.into_iter().flatten() {
+                let suggestion = "write the servers as https://, or remove it";
+                item.key_error("this has no effect: no server of this upstream is https://", Some(suggestion));
+            }
+            return given.iter().all(|item| item.is_none()).then_some(None);
+        }
+        match (&certificate, &key) {
+            (Some(half), None) => {
+                half.key_error("`client_certificate` has no `client_key`", Some("write both, or none"));
+            }
+            (None, Some(half)) => {
+                half.key_error("`client_key` has no `client_certificate`", Some("write both, or none"));
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        let roots = match &ca {
+            None => Some(None),
+            Some(item) => path(item).and_then(|path| {
+                report(item, tls::certificates(&path), "name a PEM file with the authority's certificates").map(Some)
+            }),
+        };
+        let ours = match (&certificate, &key) {
+            (None, None) => Some(None),
+            (Some(_), Some(key)) => pair(certificate.as_ref(), Some(key)).and_then(|(chain, private)| {
+                let checked = tls::certified_key(chain.clone(), private.clone_key());
+                report(key, checked, "write the key that the certificate was issued for")?;
+                Some(Some((chain, private)))
+            }),
+            (Some(_), None) | (None, Some(_)) => None,
+        };
+        let (roots, ours) = (roots?, ours?);
+        let anchor = ca.or_else(|| section.item("servers"))?;
+        if roots.is_none() && ours.is_none() {
+            return self.plain_tls(&anchor).map(Some);
+        }
+        let config = report(
+            &anchor,
+            tls::client(roots, ours),
+            "name the authority that signed the servers' certificates as `ca`",
+        )?;
+        Some(Some(Arc::new(config)))
+    }
+
+    /// The trust of this system, made once.
+    fn plain_tls(&mut self, item: &Item<'c>) -> Option<Arc<rustls::ClientConfig>> {
+        if self.plain_tls.is_none() {
+            match tls::client(None, None) {
+                Ok(config) => self.plain_tls = Some(Arc::new(config)),
+                Err(error) => item.error(
+                    &format!("the certificate authorities of this system: {error}"),
+                    Some("install the system's ca-certificates, or name an authority as `ca` of an upstream"),
+                ),
+            }
+        }
+        self.plain_tls.clone()
+    }
+}
+
+fn server_name(item: &Item<'_>) -> Option<ServerName<'static>> {
+    let text = item.text()?;
+    let name = ServerName::try_from(text.to_owned()).ok();
+    if name.is_none() {
+        item.error(
+            &format!("{} is not a host name", item.shown(text)),
+            Some("write the name in the servers' certificate"),
+        );
+    }
+    name
+}

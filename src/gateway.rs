@@ -1,0 +1,353 @@
+//! A request's way, stage by stage.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::{
+    auth::{self, BodyKind, Carried, Presented, Principal},
+    body::{self, Room, Upload},
+    clock::{Clock, unix_seconds},
+    cors, headers,
+    limits::Limits,
+    path::CanonicalPath,
+    policy::{self, Permit},
+    record::{Access, Decision, Log},
+    rejection::Rejection,
+    route::{Route, RouteTable},
+    upstream::{Answered, Outgoing, Payload, Upstream},
+};
+
+mod exchange;
+mod head;
+
+pub use exchange::{Activity, Busy, Exchange};
+pub use head::Fault;
+
+/// The body of every answer.
+pub type Answer = body::Answer<Exchange>;
+
+/// One worker's gateway: what is configured, and connections of its own to the upstreams.
+#[derive(Debug)]
+pub struct Gateway {
+    pub routes: Arc<RouteTable>,
+    /// In the order of the configuration, which routes point into.
+    pub upstreams: Vec<Upstream>,
+    pub limits: Limits,
+    /// Lower-case host names; empty: any.
+    pub names: Arc<[String]>,
+    pub room: Arc<Room>,
+    pub log: Log,
+    pub clock: Clock,
+}
+
+/// What a connection tells of a request that it brings.
+#[derive(Debug)]
+pub struct Arrival {
+    pub client: Option<SocketAddr>,
+    /// Why the bytes that came cannot be taken for a request; the request itself is a stand-in then.
+    pub fault: Option<Fault>,
+    /// Keeps the connection from being idle.
+    pub busy: Busy,
+}
+
+/// What is decided of a request.
+#[derive(Debug)]
+pub enum Verdict {
+    Accept(Box<Principal>),
+    Preflight,
+}
+
+/// A request of which it is known who sends it.
+struct Admitted<'r> {
+    route: &'r Arc<Route>,
+    path: CanonicalPath<'r>,
+    limited: Limited<'r>,
+    principal: Principal,
+}
+
+impl Admitted<'_> {
+    fn permit(&self) -> Result<Permit<'_>, policy::Error> {
+        self.route.policy.permit(&self.principal, self.limited.is_there())
+    }
+}
+
+impl Gateway {
+    /// Answers `request`: with a preflight's answer, with the upstream's for whoever is permitted, or with a refusal.
+    pub async fn answer(&self, arrival: Arrival, request: Request<Incoming>) -> Response<Answer> {
+        let (parts, body) = request.into_parts();
+        let mut body = Some(body);
+        let now = self.clock.now();
+        let record = access(&arrival, &parts, now);
+        let mut exchange = Exchange::open(&self.log, record, arrival.busy);
+
+        let outcome = match head::check(&parts, arrival.fault, &self.limits) {
+            Ok(()) if cors::is_preflight(&parts.method, &parts.headers) => Ok(preflight(&mut exchange)),
+            Ok(()) => self.forward(&parts, &mut body, now, arrival.client, &mut exchange).await,
+            Err(rejection) => Err(rejection),
+        };
+        if let Some(body) = body {
+            leave_unread(&parts, body, &self.limits);
+        }
+        match outcome {
+            Ok(response) => exchange.answer(response),
+            Err(rejection) => exchange.refuse(&rejection),
+        }
+    }
+
+    /// The answer where answering itself failed.
+    pub fn internal_error(&self) -> Response<Answer> {
+        let request_id = exchange::request_id(self.clock.now());
+        tracing::error!(request_id, "answering a request panicked");
+        let rejection = Rejection::internal();
+        let mut response = Response::new(body::Answer::unrecorded(rejection.problem(&request_id)));
+        *response.status_mut() = rejection.code.status();
+        *response.headers_mut() = rejection.headers();
+        common(response.headers_mut(), HeaderValue::try_from(request_id).unwrap_or(HeaderValue::from_static("none")));
+        response
+    }
+
+    /// What [`Gateway::answer`] would decide of `request`, without asking an upstream.
+    ///
+    /// # Errors
+    /// The [`Rejection`] that the client would be told.
+    pub async fn judge(&self, arrival: Arrival, request: Request<Incoming>) -> Result<Verdict, Rejection> {
+        let (parts, body) = request.into_parts();
+        let mut body = Some(body);
+        let now = self.clock.now();
+        let mut exchange = Exchange::open(&self.log, access(&arrival, &parts, now), arrival.busy);
+        head::check(&parts, arrival.fault, &self.limits)?;
+        if cors::is_preflight(&parts.method, &parts.headers) {
+            return Ok(Verdict::Preflight);
+        }
+        let admitted = self.admit(&parts, &mut body, now, &mut exchange).await?;
+        let permit = admitted.permit()?;
+        Ok(Verdict::Accept(Box::new(permit.principal().clone())))
+    }
+
+    /// From a well-formed head to the upstream's answer: route, principal, permit, upstream.
+    async fn forward(
+        &self,
+        parts: &Parts,
+        body: &mut Option<Incoming>,
+        now: SystemTime,
+        client: Option<SocketAddr>,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Content>, Rejection> {
+        let admitted = self.admit(parts, body, now, exchange).await?;
+        let permit = admitted.permit()?;
+        let answered = self.ask(&permit, parts, &admitted, client, body, exchange).await?;
+        Ok(self.passable(answered, parts, admitted.route, exchange))
+    }
+
+    /// From a well-formed head to a proven principal.
+    async fn admit<'r>(
+        &'r self,
+        parts: &'r Parts,
+        body: &mut Option<Incoming>,
+        now: SystemTime,
+        exchange: &mut Exchange,
+    ) -> Result<Admitted<'r>, Rejection> {
+        head::check_host(parts, &self.names)?;
+        head::check_method(parts)?;
+        let path = CanonicalPath::parse(parts.uri.path())?;
+        let route = self.routes.find(&path).ok_or_else(Rejection::route_unknown)?;
+        exchange.note_route(route);
+        if !route.methods.contains(&parts.method) {
+            return Err(Rejection::method_not_allowed(&route.methods));
+        }
+        route.scheme.check_form(&parts.headers)?;
+
+        let limited = self.read_body(parts, body, route, exchange).await?;
+        let presented = Presented { headers: &parts.headers, query: parts.uri.query(), body: limited.carried() };
+        let principal = route.scheme.verify(&presented, unix_seconds(now))?;
+        exchange.note_principal(&principal);
+        Ok(Admitted { route, path, limited, principal })
+    }
+
+    /// Reads the body if verification may need it, within the route's limit. One that no signature can cover stays
+    /// where it is.
+    async fn read_body(
+        &self,
+        parts: &Parts,
+        body: &mut Option<Incoming>,
+        route: &Route,
+        exchange: &mut Exchange,
+    ) -> Result<Limited<'_>, Rejection> {
+        let Some(incoming) = body.as_mut().filter(|body| !body.is_end_stream()) else { return Ok(Limited::Nothing) };
+        let declared = head::declared_length(&parts.headers);
+        match BodyKind::of(&parts.headers).map_err(auth::Error::BodyInvalid)? {
+            kind @ (BodyKind::Json | BodyKind::Text) => {
+                let limit_bytes = route.body_limit_bytes.unwrap_or(self.limits.body_bytes);
+                let timeout = self.limits.body_timeout;
+                let (whole, taken) = body::read_whole(incoming, declared, limit_bytes, timeout, &self.room).await?;
+                exchange.note_received(whole.len() as u64);
+                Ok(if whole.is_empty() { Limited::Nothing } else { Limited::Read { whole, kind, _taken: taken } })
+            }
+            BodyKind::Opaque => {
+                let limit_bytes = route.body_limit_bytes.unwrap_or(self.limits.stream_bytes);
+                if declared.is_some_and(|length| length > limit_bytes) {
+                    return Err(body::Error::TooLarge.into());
+                }
+                Ok(Limited::Unread { limit_bytes })
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        permit: &Permit<'_>,
+        parts: &Parts,
+        admitted: &Admitted<'_>,
+        client: Option<SocketAddr>,
+        body: &mut Option<Incoming>,
+        exchange: &mut Exchange,
+    ) -> Result<Answered, Rejection> {
+        let Admitted { route, path, limited, .. } = admitted;
+        let upstream = self.upstreams.get(route.upstream).ok_or_else(Rejection::internal)?;
+        exchange.note_upstream(upstream.name());
+        let statement = headers::Statement {
+            principal: permit.principal(),
+            app: &route.app,
+            request_id: exchange.request_id(),
+            traceparent: exchange::traceparent(),
+            client: client.map_or(HeaderValue::from_static("unknown"), |client| {
+                HeaderValue::try_from(client.ip().to_canonical().to_string())
+                    .unwrap_or(HeaderValue::from_static("unknown"))
+            }),
+            host: head::host(parts).and_then(|host| HeaderValue::try_from(host).ok()),
+        };
+        let upload = match (limited, body.take()) {
+            (Limited::Unread { limit_bytes }, Some(body)) => {
+                let upload = Upload::new(body, *limit_bytes, self.limits.stream_rate, self.limits.stream_window);
+                exchange.note_upload(&upload);
+                Some(upload)
+            }
+            (Limited::Nothing | Limited::Read { .. } | Limited::Unread { .. }, _) => None,
+        };
+        let outgoing = Outgoing {
+            method: parts.method.clone(),
+            target: headers::outbound_target(route, path, parts.uri.query()),
+            headers: headers::outbound(&parts.headers, &route.request_headers, statement),
+            body: match (limited, &upload) {
+                (_, Some(upload)) => Payload::Upload(upload.clone()),
+                (Limited::Read { whole, .. }, None) => Payload::Whole(whole.clone()),
+                (Limited::Nothing | Limited::Unread { .. }, None) => Payload::Whole(Bytes::new()),
+            },
+            response_timeout: route.response_timeout,
+        };
+        let began = Instant::now();
+        let answered = upstream.send(permit, outgoing).await;
+        exchange.note_upstream_time(began.elapsed());
+        answered.map_err(|error| {
+            *body = upload.and_then(Upload::into_unread);
+            error.into()
+        })
+    }
+
+    /// The upstream's answer as the client may see it.
+    fn passable(&self, answered: Answered, asked: &Parts, route: &Route, exchange: &mut Exchange) -> Response<Content> {
+        let (mut parts, body) = answered.response.into_parts();
+        let length_only = asked.method == Method::HEAD || parts.status == StatusCode::NOT_MODIFIED;
+        headers::inbound(&mut parts.headers, route, &answered.authority, length_only);
+        parts.version = Version::HTTP_11;
+        parts.extensions.clear();
+        exchange.hold(answered.place);
+        let idle_timeout = self.upstreams.get(route.upstream).map_or(self.limits.idle_timeout, Upstream::idle_timeout);
+        Response::from_parts(parts, Content::Upstream { body, idle_timeout })
+    }
+}
+
+/// The body of an answer before it is bound to its record.
+#[derive(Debug)]
+pub(crate) enum Content {
+    Ours(Bytes),
+    Upstream { body: Incoming, idle_timeout: std::time::Duration },
+}
+
+/// A request's body after the limits were applied.
+enum Limited<'g> {
+    Nothing,
+    Read { whole: Bytes, kind: BodyKind, _taken: body::Taken<'g> },
+    Unread { limit_bytes: u64 },
+}
+
+impl Limited<'_> {
+    fn carried(&self) -> Carried<'_> {
+        match self {
+            Self::Nothing => Carried::Nothing,
+            Self::Read { whole, kind: BodyKind::Json, .. } => Carried::Json(whole),
+            Self::Read { whole, kind: BodyKind::Text | BodyKind::Opaque, .. } => Carried::Text(whole),
+            Self::Unread { .. } => Carried::Opaque,
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Read { .. } | Self::Unread { .. } => true,
+        }
+    }
+}
+
+fn preflight(exchange: &mut Exchange) -> Response<Content> {
+    exchange.decide(Decision::Preflight);
+    let mut response = Response::new(Content::Ours(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    cors::answer_preflight(response.headers_mut());
+    response
+}
+
+/// Sees to it that a client that is still sending gets to read its answer: over HTTP/1.1 what it sends is thrown away,
+/// within limits. HTTP/2 has a stream of its own for that. A client that waits for a go-ahead is not given one.
+fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits) {
+    let waits = parts.headers.contains_key(header::EXPECT);
+    if parts.version != Version::HTTP_2 && !waits && !body.is_end_stream() {
+        // It ends with its connection, whose task is waited for.
+        tokio::spawn(body::discard(body, limits.discard_bytes, limits.discard_timeout));
+    }
+}
+
+fn access(arrival: &Arrival, parts: &Parts, arrived: SystemTime) -> Access {
+    let text = |name| {
+        parts.headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
+    let faulty = arrival.fault.is_some();
+    Access {
+        arrived,
+        started: Instant::now(),
+        request_id: exchange::request_id(arrived),
+        method: if faulty { String::new() } else { parts.method.as_str().to_owned() },
+        path: if faulty { String::new() } else { parts.uri.path().to_owned() },
+        protocol: if parts.version == Version::HTTP_2 { "2" } else { "1.1" },
+        client: arrival.client,
+        user_agent: text(header::USER_AGENT),
+        status: 0,
+        route: None,
+        app: None,
+        account: None,
+        user: None,
+        roles: Vec::new(),
+        signed: None,
+        decision: Decision::Refused,
+        reason: None,
+        upstream: None,
+        upstream_time: None,
+        received_bytes: 0,
+        sent_bytes: 0,
+        complete: false,
+    }
+}
+
+/// The headers that every answer has.
+pub(crate) fn common(headers: &mut HeaderMap, request_id: HeaderValue) {
+    cors::open(headers);
+    headers.insert(headers::REQUEST_ID, request_id);
+}

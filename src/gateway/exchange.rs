@@ -1,0 +1,223 @@
+//! One request and its answer, and the record that is made of them however they end.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use http::{HeaderValue, Response};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+
+use super::{Answer, Content, common};
+use crate::{
+    auth::Principal,
+    body::{self, Ending, Progress, Upload},
+    record::{Access, Decision, Log},
+    rejection::{Code, Rejection},
+    route::Route,
+};
+
+/// The status in the record of a request whose client went away before it was answered.
+const CLIENT_GONE: u16 = 499;
+
+/// A request under way. Its record is written when the answer was handed over to its end, or when it is dropped
+/// before.
+#[derive(Debug)]
+pub struct Exchange {
+    /// `None` once the record was written.
+    record: Option<Box<Access>>,
+    log: Log,
+    request_id: HeaderValue,
+    upload: Option<Arc<Progress>>,
+    place: Option<OwnedSemaphorePermit>,
+    _busy: Busy,
+}
+
+/// Whether a connection has requests under way, and since when it has none.
+#[derive(Debug)]
+pub struct Activity {
+    under_way: AtomicUsize,
+    idle_since: Mutex<Instant>,
+}
+
+/// A request under way on a connection, while it lives.
+#[derive(Debug)]
+pub struct Busy(Arc<Activity>);
+
+impl Activity {
+    /// A connection on which nothing was asked yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { under_way: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) })
+    }
+
+    /// When the connection will have been idle for `patience` if nothing more is asked; `None` if it has been.
+    pub fn idle_until(&self, patience: Duration) -> Option<Instant> {
+        let now = Instant::now();
+        if self.under_way.load(Ordering::Relaxed) > 0 {
+            return Some(now + patience);
+        }
+        let until = *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) + patience;
+        (until > now).then_some(until)
+    }
+}
+
+impl Busy {
+    /// One more request.
+    pub fn new(activity: &Arc<Activity>) -> Self {
+        activity.under_way.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Exchange {
+    pub(super) fn open(log: &Log, record: Access, busy: Busy) -> Self {
+        let request_id = HeaderValue::try_from(&record.request_id).unwrap_or(HeaderValue::from_static("none"));
+        Self { record: Some(Box::new(record)), log: log.clone(), request_id, upload: None, place: None, _busy: busy }
+    }
+
+    pub(super) fn request_id(&self) -> HeaderValue {
+        self.request_id.clone()
+    }
+
+    pub(super) fn note_route(&mut self, route: &Route) {
+        self.note(|record| {
+            record.route = Some(route.pattern.as_str().to_owned());
+            record.app = route.app.to_str().ok().map(Arc::from);
+        });
+    }
+
+    pub(super) fn note_principal(&mut self, principal: &Principal) {
+        self.note(|record| {
+            record.user = principal.user().map(|user| user.as_str().to_owned());
+            record.account = Some(principal.account().as_str().to_owned());
+            record.roles = principal.roles().iter().map(|role| role.as_str().to_owned()).collect();
+            record.signed = Some(principal.signed().as_str());
+        });
+    }
+
+    pub(super) fn note_received(&mut self, bytes: u64) {
+        self.note(|record| record.received_bytes = bytes);
+    }
+
+    pub(super) fn note_upload(&mut self, upload: &Upload) {
+        self.upload = Some(upload.progress());
+    }
+
+    /// From here on the request counts as permitted.
+    pub(super) fn note_upstream(&mut self, name: &Arc<str>) {
+        self.note(|record| {
+            record.upstream = Some(Arc::clone(name));
+            record.decision = Decision::Permitted;
+        });
+    }
+
+    pub(super) fn note_upstream_time(&mut self, time: Duration) {
+        self.note(|record| record.upstream_time = Some(time));
+    }
+
+    pub(super) fn decide(&mut self, decision: Decision) {
+        self.note(|record| record.decision = decision);
+    }
+
+    /// Keeps a place among the upstream's requests in flight until the answer has ended.
+    pub(super) fn hold(&mut self, place: OwnedSemaphorePermit) {
+        self.place = Some(place);
+    }
+
+    /// Binds the record to the answer that is to be sent.
+    pub(super) fn answer(mut self, response: Response<Content>) -> Response<Answer> {
+        let (mut parts, content) = response.into_parts();
+        common(&mut parts.headers, self.request_id());
+        self.note(|record| record.status = parts.status.as_u16());
+        let body = match content {
+            Content::Ours(bytes) => body::Answer::whole(bytes, self),
+            Content::Upstream { body, idle_timeout } => body::Answer::upstream(body, idle_timeout, self),
+        };
+        Response::from_parts(parts, body)
+    }
+
+    /// Answers with `rejection`.
+    pub(super) fn refuse(mut self, rejection: &Rejection) -> Response<Answer> {
+        let mut problem = bytes::Bytes::new();
+        self.note(|record| {
+            record.reason = Some(rejection.code.as_str());
+            if let Some(claims) = &rejection.proven {
+                record.account = Some(claims.account.as_str().to_owned());
+                record.user = claims.user.as_ref().map(|user| user.as_str().to_owned());
+            }
+            problem = rejection.problem(&record.request_id);
+        });
+        let mut response = Response::new(Content::Ours(problem));
+        *response.status_mut() = rejection.code.status();
+        *response.headers_mut() = rejection.headers();
+        self.answer(response)
+    }
+
+    fn note(&mut self, change: impl FnOnce(&mut Access)) {
+        if let Some(record) = &mut self.record {
+            change(record);
+        }
+    }
+
+    fn write(&mut self, sent_bytes: u64, complete: bool) {
+        let Some(mut record) = self.record.take() else { return };
+        if let Some(upload) = &self.upload {
+            record.received_bytes = upload.bytes();
+        }
+        if record.status == 0 {
+            record.status = CLIENT_GONE;
+            if std::thread::panicking() {
+                let code = Code::InternalError;
+                (record.status, record.reason) = (code.status().as_u16(), Some(code.as_str()));
+            }
+        }
+        record.sent_bytes = sent_bytes;
+        record.complete = complete;
+        self.log.push(&record);
+    }
+}
+
+impl Ending for Exchange {
+    fn ended(mut self, bytes: u64, complete: bool) {
+        self.write(bytes, complete);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.write(0, false);
+    }
+}
+
+thread_local! {
+    /// Request ids tell requests apart; nothing rests on their being hard to guess.
+    static RANDOM: RefCell<fastrand::Rng> = RefCell::new(fastrand::Rng::new());
+}
+
+/// A UUID of version 7 (RFC 9562) for a request that came at `arrived`.
+pub(super) fn request_id(arrived: SystemTime) -> String {
+    let since = arrived.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(since.as_millis()).unwrap_or_default();
+    let mut random = [0; 10];
+    RANDOM.with_borrow_mut(|rng| rng.fill(&mut random));
+    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().to_string()
+}
+
+/// A `traceparent` for the upstream: a new trace, not sampled, for the client's word on it is not taken.
+///
+/// Source: W3C Trace Context, <https://www.w3.org/TR/trace-context/>.
+pub(super) fn traceparent() -> HeaderValue {
+    let (trace, span) = RANDOM.with_borrow_mut(|rng| (rng.u128(1..), rng.u64(1..)));
+    HeaderValue::try_from(format!("00-{trace:032x}-{span:016x}-00")).unwrap_or(HeaderValue::from_static(""))
+}

@@ -1,0 +1,276 @@
+//! One strict reading of HTTP/1.1 in front of the HTTP library's.
+//!
+//! The library is lenient where two readers could differ (a `Content-Length` beside `Transfer-Encoding`, a bare line
+//! feed, a fragment in the target) and decides before anyone is asked. So bytes from a client are framed here first,
+//! and only heads with one reading go on. In place of one without, the library is given a stand-in request, for which
+//! the gateway answers with the fault.
+//!
+//! Source: RFC 9112, sections 2 to 7; RELIABILITY rules 2 and 11.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
+
+use crate::{gateway::Fault, limits::Limits};
+
+mod chunks;
+mod head;
+
+use chunks::Chunks;
+
+/// What the library reads in place of a request that cannot be taken.
+const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";
+
+/// What the reader of a connection tells the one who answers on it.
+#[derive(Debug, Default)]
+pub struct Refusal(OnceLock<(u64, Fault)>);
+
+/// A connection whose incoming bytes are checked before they go on.
+#[derive(Debug)]
+pub struct Checked<T> {
+    io: T,
+    refusal: Arc<Refusal>,
+    bounds: Bounds,
+    framing: Framing,
+    /// Bytes that came and did not go on yet.
+    held: BytesMut,
+    /// How many of them may.
+    ready: usize,
+    /// How many of the others were looked through for the end of a head.
+    searched: usize,
+    heads: u64,
+    deadline: Option<Pin<Box<Sleep>>>,
+    closing: Closing,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    head_bytes: usize,
+    headers: usize,
+    head_timeout: Duration,
+    discard_bytes: u64,
+    discard_timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Framing {
+    Head,
+    Body {
+        left: u64,
+    },
+    Chunked(Chunks),
+    /// Nothing that comes is of interest any more.
+    Refused,
+}
+
+#[derive(Debug)]
+enum Closing {
+    No,
+    /// Our side is closed; what the client still sends is thrown away, so that it reads the answer and not a reset.
+    Lingering {
+        deadline: Pin<Box<Sleep>>,
+        left: u64,
+    },
+}
+
+impl Refusal {
+    /// Why the request at `place`, counted from 0, is a stand-in, if it is one.
+    pub fn of(&self, place: u64) -> Option<Fault> {
+        self.0.get().filter(|(at, _)| *at == place).map(|(_, fault)| *fault)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
+    /// Checks what comes from `io` and tells `refusal`.
+    pub fn new(io: T, limits: &Limits, refusal: Arc<Refusal>) -> Self {
+        let bounds = Bounds {
+            head_bytes: limits.head_bytes,
+            headers: limits.headers,
+            head_timeout: limits.head_timeout,
+            discard_bytes: limits.discard_bytes,
+            discard_timeout: limits.discard_timeout,
+        };
+        Self {
+            io,
+            refusal,
+            bounds,
+            framing: Framing::Head,
+            held: BytesMut::new(),
+            ready: 0,
+            searched: 0,
+            heads: 0,
+            deadline: Some(Box::pin(tokio::time::sleep(bounds.head_timeout))),
+            closing: Closing::No,
+        }
+    }
+
+    /// Looks at what is held and not ready, and makes ready what has one reading.
+    fn check(&mut self) -> io::Result<()> {
+        while let Some(rest) = self.held.get(self.ready..).filter(|rest| !rest.is_empty()) {
+            match &mut self.framing {
+                Framing::Head => {
+                    let found = head::end(rest, self.searched, self.bounds.head_bytes);
+                    match found.and_then(|end| end.map(|end| head::read(rest, end, self.bounds.headers)).transpose()) {
+                        Ok(None) => {
+                            self.searched = rest.len();
+                            return Ok(());
+                        }
+                        Ok(Some((length, body))) => {
+                            self.ready += length;
+                            self.searched = 0;
+                            self.heads += 1;
+                            self.deadline = None;
+                            self.framing = match body {
+                                head::Body::None => Framing::Head,
+                                head::Body::Length(left) => Framing::Body { left },
+                                head::Body::Chunked => Framing::Chunked(Chunks::default()),
+                            };
+                        }
+                        Err(fault) => {
+                            self.refuse(fault);
+                            return Ok(());
+                        }
+                    }
+                }
+                Framing::Body { left } => {
+                    let now = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
+                    self.ready += now;
+                    *left -= now as u64;
+                    if *left == 0 {
+                        self.framing = Framing::Head;
+                    }
+                }
+                Framing::Chunked(chunks) => {
+                    let (now, ended) = chunks.read(rest).map_err(|()| io::ErrorKind::InvalidData)?;
+                    self.ready += now;
+                    if ended {
+                        self.framing = Framing::Head;
+                    }
+                }
+                Framing::Refused => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, fault: Fault) {
+        let _ = self.refusal.0.set((self.heads, fault));
+        self.framing = Framing::Refused;
+        self.deadline = None;
+        self.held.truncate(self.ready);
+        self.held.extend_from_slice(STAND_IN);
+        self.ready = self.held.len();
+    }
+
+    fn is_between_requests(&self) -> bool {
+        matches!(self.framing, Framing::Head) && self.held.is_empty()
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.ready > 0 {
+                let now = this.ready.min(out.remaining());
+                out.put_slice(this.held.get(..now).unwrap_or_default());
+                this.held.advance(now);
+                this.ready -= now;
+                return Poll::Ready(Ok(()));
+            }
+            if matches!(this.framing, Framing::Refused) {
+                return Poll::Pending;
+            }
+            let before = out.filled().len();
+            let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, out) else {
+                if let Some(deadline) = &mut this.deadline {
+                    ready!(deadline.as_mut().poll(cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                return Poll::Pending;
+            };
+            read?;
+            let came = out.filled().get(before..).unwrap_or_default();
+            if came.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Framing::Body { left } = &mut this.framing
+                && this.held.is_empty()
+                && came.len() as u64 <= *left
+            {
+                *left -= came.len() as u64;
+                if *left == 0 {
+                    this.framing = Framing::Head;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            this.held.extend_from_slice(came);
+            out.set_filled(before);
+            this.check()?;
+            let begun = matches!(this.framing, Framing::Head) && this.held.len() > this.ready;
+            if begun && this.deadline.is_none() {
+                this.deadline = Some(Box::pin(tokio::time::sleep(this.bounds.head_timeout)));
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Checked<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Closing::No = this.closing {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            if this.is_between_requests() {
+                return Poll::Ready(Ok(()));
+            }
+            let deadline = Box::pin(tokio::time::sleep(this.bounds.discard_timeout));
+            this.closing = Closing::Lingering { deadline, left: this.bounds.discard_bytes };
+        }
+        let Closing::Lingering { deadline, left } = &mut this.closing else { return Poll::Ready(Ok(())) };
+        let mut space = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut space);
+            match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
+                Poll::Pending => {
+                    ready!(deadline.as_mut().poll(cx));
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() && *left > 0 => {
+                    *left = left.saturating_sub(buf.filled().len() as u64);
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
