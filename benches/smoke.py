@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""The built gateway with the configuration it is measured with: a valid request passes, invalid ones do not.
+
+usage: smoke.py PATH_OF_THE_GATEWAY
+"""
+import hashlib, hmac, http.client, http.server, json, os, pathlib, signal, socket, ssl, subprocess, sys, tempfile, threading, time
+
+HERE = pathlib.Path(__file__).resolve().parent
+SECRET = "absec_smoke_0123456789abcdef"
+USER, ACCOUNT = "usr_SmokeUser1", "acct_SmokeAccount1"
+
+
+class Upstream(http.server.BaseHTTPRequestHandler):
+    """Answers with the headers it got, and counts the requests."""
+    protocol_version = "HTTP/1.1"
+    requests = 0
+
+    def do_GET(self):
+        Upstream.requests += 1
+        body = json.dumps({name.lower(): value for name, value in self.headers.items()}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def signature(secret=SECRET, at=None):
+    at = int(time.time()) if at is None else at
+    payload = json.dumps({"user_id": USER, "account_id": ACCOUNT}, separators=(",", ":"))
+    return f"t={at},v1={hmac.new(secret.encode(), f'{at}.{payload}'.encode(), hashlib.sha256).hexdigest()}"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def get(port, tls, header):
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=tls)
+    headers = {"Stripe-User-Id": USER, "Stripe-Account-Id": ACCOUNT}
+    connection.request("GET", "/api/thing", headers=headers | ({"Stripe-Signature": header} if header else {}))
+    response = connection.getresponse()
+    status, body = response.status, response.read()
+    connection.close()
+    return status, body
+
+
+def wait_for(port, gateway, log):
+    end = time.time() + 30
+    while time.time() < end and gateway.poll() is None:
+        try:
+            return socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+    sys.exit("the gateway did not come up:\n" + log.read_text())
+
+
+def main(binary):
+    upstream = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    threading.Thread(target=upstream.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as work:
+        work = pathlib.Path(work)
+        cert, key, log = work / "cert.pem", work / "given-key.pem", work / "log"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                        "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+                       check=True, stderr=subprocess.DEVNULL)
+        port = free_port()
+        env = dict(os.environ, LISTEN=str(port), CERT=str(cert), KEY=str(key), SECRET=SECRET, TOLERANCE="300", MODE="auth",
+                   UPSTREAM=f"127.0.0.1:{upstream.server_port}", ROUTES="0", WORK=str(work), GATEWAY_BIN=str(pathlib.Path(binary).resolve()))
+        with log.open("wb") as out:
+            gateway = subprocess.Popen([str(HERE / "gateway/start")], cwd=work, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        try:
+            wait_for(port, gateway, log)
+            tls = ssl.create_default_context(cafile=str(cert))
+            status, body = get(port, tls, signature())
+            assert status == 200, f"valid: {status} {body!r}"
+            seen = json.loads(body)
+            names = [name.lower() for name in (HERE / "gateway/identity").read_text().split()]
+            assert [seen.get(name) for name in names] == [USER, ACCOUNT], f"identity not passed on: {seen}"
+            for what, header in [("no signature", None), ("wrong secret", signature("absec_other")), ("stale", signature(at=1)),
+                                 ("garbled", "t=,v1=zz")]:
+                status, body = get(port, tls, header)
+                assert status == 401, f"{what}: {status} {body!r}"
+            assert Upstream.requests == 1, f"the upstream got {Upstream.requests} requests, not 1"
+            gateway.send_signal(signal.SIGTERM)
+            assert gateway.wait(40) == 0, f"stopped with {gateway.returncode}"
+        except BaseException:
+            sys.stderr.write(log.read_text())
+            raise
+        finally:
+            if gateway.poll() is None:
+                gateway.kill()
+                gateway.wait()
+    print("smoke: one valid request passed, four invalid ones were refused, stopped cleanly")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])
