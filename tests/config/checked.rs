@@ -1,0 +1,102 @@
+//! `countersign check`.
+
+use std::io::Write;
+
+use countersign::command::check::{self, Format};
+
+use super::{Folder, GOOD, changed};
+
+#[test]
+fn check_shows_a_table_of_routes_and_the_warnings() {
+    let folder = Folder::new();
+    let more = "roles = [\"admin\"]\nusers = [\"usr_1\"]\nupstream_path = \"/api/\"\n\n[[routes]]\npath = \"/\"\napp = \"shipping\"\n\
+                upstream = \"http://b:1\"\n";
+    let path = folder.put("countersign.toml", format!("{GOOD}{more}"));
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = check::run(&path, false, Format::Text, &folder.environment(&[]), &mut out, &mut err);
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!((code, err.as_slice()), (0, &b""[..]));
+    let lines: Vec<Vec<&str>> =
+        out.lines().map(|line| line.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect()).collect();
+    assert_eq!(lines[0], ["PATH", "METHODS", "APP", "ACCOUNTS", "WHO", "SIGNED", "UPSTREAM", "UPSTREAM PATH"]);
+    assert_eq!(
+        lines[1],
+        [
+            "/shipping/orders/",
+            "GET, HEAD, POST",
+            "shipping",
+            "1",
+            "roles admin; users usr_1",
+            "body",
+            "orders -> http://10.0.4.7:8080, http://10.0.4.8:8080",
+            "/api/",
+        ]
+    );
+    assert_eq!(lines[2], ["/", "GET, HEAD, POST", "shipping", "1", "any user", "identity", "http://b:1", "as it came"]);
+    assert!(out.contains("warning: this route takes every path"), "{out}");
+    assert!(out.contains("countersign.toml:25: routes.1.path\n"), "{out}");
+
+    let mut out = Vec::new();
+    assert_eq!(check::run(&path, false, Format::Json, &folder.environment(&[]), &mut out, &mut Vec::new()), 0);
+    let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(json["routes"][0]["servers"][1], "http://10.0.4.8:8080");
+    assert_eq!(
+        (&json["routes"][0]["accounts"], &json["routes"][1]["upstream_path"]),
+        (&1.into(), &serde_json::Value::Null)
+    );
+    assert_eq!((&json["warnings"][0]["key"], &json["warnings"][0]["line"]), (&"routes.1.path".into(), &25.into()));
+}
+
+#[test]
+fn check_tells_what_the_loader_tells_and_ends_with_78() {
+    let folder = Folder::new();
+    let text = changed("app = \"shipping\"", "app = \"shiping\"");
+    let errors = folder.errors(&text).to_string();
+    let path = folder.put("countersign.toml", text);
+    for format in [Format::Text, Format::Json] {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        assert_eq!(check::run(&path, false, format, &folder.environment(&[]), &mut out, &mut err), 78);
+        assert_eq!((out.as_slice(), String::from_utf8(err).unwrap()), (&b""[..], errors.clone()));
+    }
+}
+
+#[test]
+fn a_strict_check_resolves_the_names_of_upstreams() {
+    let folder = Folder::new();
+    let run = |text: &str, strict| {
+        let path = folder.put("countersign.toml", text);
+        let mut err = Vec::new();
+        let code = check::run(&path, strict, Format::Text, &folder.environment(&[]), &mut Vec::new(), &mut err);
+        (code, String::from_utf8(err).unwrap())
+    };
+    assert_eq!(run(GOOD, true).0, 0);
+    let unknown = changed("http://10.0.4.8:8080", "http://nowhere.invalid");
+    assert_eq!(run(&unknown, false).0, 0);
+    let (code, told) = run(&unknown, true);
+    assert_eq!(code, 78);
+    assert!(told.contains("`http://nowhere.invalid` cannot be resolved") && told.contains(":13:36\n"), "{told}");
+}
+
+/// Somebody who stopped reading.
+struct Closed;
+
+impl Write for Closed {
+    fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let folder = Folder::new();
+    for (text, code) in [(GOOD, 0), ("", 78)] {
+        let path = folder.put("countersign.toml", text);
+        for format in [Format::Text, Format::Json] {
+            assert_eq!(check::run(&path, false, format, &folder.environment(&[]), &mut Closed, &mut Closed), code);
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Each mistake, with the place at which it is told and what is suggested.
+
+use super::{Folder, GOOD, SECRET, changed, place_of};
+
+/// What is changed in [`GOOD`], into what, the part at which the one error stands, and parts of its message and
+/// suggestion.
+type Case = (&'static str, &'static str, &'static str, &'static str, &'static str);
+
+fn assert_each_is_refused(cases: &[Case]) {
+    let folder = Folder::new();
+    folder.put("secrets/whsec", "whsec_0123456789abcdef");
+    folder.put("secrets/sk", "sk_live_0123456789abcdef");
+    folder.put("secrets/empty", "");
+    folder.put("secrets/line", format!("{SECRET}\n"));
+    folder.put("secrets/other", "0123456789abcdef");
+    folder.put("secrets/same", SECRET);
+    folder.put("secrets/binary", [0xff, 0xfe]);
+    folder.put("certs/empty.pem", "");
+    folder.load(GOOD, &[]).unwrap_or_else(|errors| panic!("{errors}"));
+    for (from, to, part, message, suggestion) in cases {
+        let text = changed(from, to);
+        let errors = folder.errors(&text);
+        let (line, column) = place_of(&text, part);
+        assert_eq!(errors.len(), 1, "{to}\n{errors}");
+        let only = errors.iter().next().unwrap();
+        assert_eq!((only.line(), only.column()), (Some(line), Some(column)), "{to}\n{errors}");
+        assert!(only.message.contains(message), "{to}\n{errors}");
+        assert!(only.suggestion.as_ref().is_some_and(|text| text.contains(suggestion)), "{to}\n{errors}");
+        assert!(!errors.to_string().contains("0123456789abcdef"), "{to}\n{errors}");
+    }
+}
+
+#[test]
+fn keys_and_types_are_checked() {
+    assert_each_is_refused(&[
+        ("version = 1", "version = 1\naudit = 1", "audit", "unknown key `audit`", "known here: `version`"),
+        ("version = 1", "version = 2", "2", "not known", "version = 1"),
+        ("version = 1", "version = \"1\"", "\"1\"", "expected a whole number, found a string", "without quotes"),
+        ("version = 1", "# nothing", "# nothing", "`version` is missing", "version = 1"),
+        (
+            "[apps.shipping]",
+            "[apps.shipping]\ntolerence = \"5m\"",
+            "tolerence",
+            "unknown key",
+            "did you mean `tolerance`?",
+        ),
+        ("app = \"shipping\"", "app = \"shipping\"\ntolerance = \"5m\"", "tolerance", "unknown key", "[apps.NAME]"),
+        ("app = \"shipping\"", "app = \"shipping\"\nwebsocket = true", "websocket", "unknown key", "known here"),
+        ("upstream = \"orders\"", "upstream = \"orders\"\nresponse_timeout = 30", "30", "found a number", "\"30s\""),
+        ("upstream = \"orders\"", "upstream = \"orders\"\nbody_limit = 1.5", "1.5", "found a fraction", "1MiB"),
+        (
+            "upstream = \"orders\"",
+            "upstream = \"orders\"\nmethods = \"GET\"",
+            "\"GET\"",
+            "expected a list",
+            "methods = [",
+        ),
+        ("upstream = \"orders\"", "upstream = \"orders\"\nmethods = []", "[]", "empty", "leave the key out"),
+        ("upstream = \"orders\"", "upstream = \"orders\"\nroles = [1]", "1]", "expected a string", "in quotes"),
+        ("[apps.shipping]", "[log]\naccess = 1979-05-27\n[apps.shipping]", "1979", "found a date", "in quotes"),
+        ("[apps.shipping]", "[limits]\nconnections = 0\n[apps.shipping]", "0\n[apps", "out of range", "1 to 1000000"),
+        ("[apps.shipping]", "[limits]\ndrain = \"0s\"\n[apps.shipping]", "\"0s\"", "out of range", "1ms to 1d"),
+        (
+            "[apps.shipping]",
+            "[limits]\ndrain = \"9999999999999d\"\n[apps.shipping]",
+            "\"9999",
+            "out of range",
+            "1ms to 1d",
+        ),
+        ("[apps.shipping]", "[limits]\nhead_bytes = \"1KB\"\n[apps.shipping]", "\"1KB\"", "not a size", "64KiB"),
+        (
+            "[apps.shipping]",
+            "[limits]\nhead_bytes = \"1KiB\"\n[apps.shipping]",
+            "\"1KiB\"",
+            "out of range",
+            "8KiB to 1MiB",
+        ),
+        (
+            "[apps.shipping]",
+            "[limits]\nbody_bytes = \"512MiB\"\n[apps.shipping]",
+            "\"512MiB\"",
+            "does not fit",
+            "buffered_bytes",
+        ),
+        ("[apps.shipping]", "[limits]\nidle_timeout = \"75\"\n[apps.shipping]", "\"75\"", "not a duration", "unit"),
+        ("[apps.shipping]", "[log]\naccess = \"stderr\"\n[apps.shipping]", "\"stderr\"", "stderr", "stdout"),
+        (
+            "[apps.shipping]",
+            "[limits]\nbody_bytes = 99999999999999999999\n[apps.shipping]",
+            "9999",
+            "out of range",
+            "1B to 1GiB",
+        ),
+    ]);
+}
+
+#[test]
+fn missing_tables_are_told() {
+    let folder = Folder::new();
+    let told = |text: &str| folder.errors(text).iter().map(|problem| problem.message.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        told(""),
+        ["`version` is missing", "`listener` is missing", "`apps` is missing", "`routes` is missing"]
+            .map(str::to_owned)
+    );
+    let text = "version = 1\nroutes = []\n[apps]\n[listener]\n";
+    let errors = folder.errors(text);
+    let lines: Vec<_> = errors.iter().map(|problem| (problem.line().unwrap(), problem.message.as_str())).collect();
+    assert_eq!(
+        lines,
+        [
+            (2, "there is no route"),
+            (3, "there is no app"),
+            (4, "`address` is missing in [listener]"),
+            (4, "`certificate` is missing in [listener]"),
+            (4, "`private_key` is missing in [listener]"),
+        ]
+    );
+}
+
+#[test]
+fn the_listener_is_checked() {
+    assert_each_is_refused(&[
+        ("\"0.0.0.0:8443\"", "\"localhost:8443\"", "\"localhost", "not an address", "0.0.0.0:8443"),
+        ("\"0.0.0.0:8443\"", "\"0.0.0.0\"", "\"0.0.0.0\"", "not an address", "a port"),
+        ("certs/gateway.pem", "certs/none.pem", "\"certs/none", "cannot be read: entity not found", "chain"),
+        ("certs/gateway.pem", "certs/empty.pem", "\"certs/empty", "no PEM certificate", "chain"),
+        ("certs/gateway.key", "certs/gateway.pem", "\"certs/gateway.pem\"\n\n", "no PEM private key", "PKCS#8"),
+        (
+            "certs/gateway.key",
+            "certs/foreign.key",
+            "\"certs/foreign",
+            "not the private key of the certificate",
+            "issued for",
+        ),
+        ("[apps", "names = [\"https://a.b\"]\n[apps", "\"https", "not a host name", "gateway.example.com"),
+        ("[apps", "names = [\"*.a.b\"]\n[apps", "\"*", "not a host name", "wildcard"),
+    ]);
+}
+
+#[test]
+fn apps_are_checked() {
+    const SECRETS: &str = "secrets = [{ file = \"secrets/shipping.absec\" }]";
+    const ACCOUNTS: &str = "accounts = [\"acct_1JSkf6FRwUQjTSJE\"]";
+    assert_each_is_refused(&[
+        (ACCOUNTS, "", "[apps.shipping]", "`accounts` is missing in [apps.shipping]", "only says that some account"),
+        (ACCOUNTS, "accounts = []", "[]", "empty", "acct_"),
+        (ACCOUNTS, "accounts = [\"usr_1\"]", "\"usr_1\"", "not an account id", "`acct_`"),
+        (
+            "[apps.shipping]",
+            "[apps.shipping]\nunsafe_any_account = true",
+            "unsafe_any",
+            "contradicts `accounts`",
+            "line 11",
+        ),
+        (ACCOUNTS, "unsafe_any_account = \"yes\"", "\"yes\"", "expected true or false", "without quotes"),
+        ("[apps.shipping]", "[apps.shipping]\ntolerance = \"11m\"", "\"11m\"", "at most 10m", "unsafe_tolerance"),
+        ("[apps.shipping]", "[apps.shipping]\ntolerance = \"10ms\"", "\"10ms\"", "out of range", "1s to"),
+        (
+            "[apps.shipping]",
+            "[apps.shipping]\ntolerance = \"5m\"\nunsafe_tolerance = \"1h\"",
+            "unsafe_tolerance",
+            "contradicts `tolerance`",
+            "line 9",
+        ),
+        (SECRETS, "", "[apps.shipping]", "`secrets` is missing in [apps.shipping]", "{ file ="),
+        (SECRETS, "secrets = []", "[]", "empty", "{ file ="),
+        (SECRETS, "secrets = [{ }]", "{ }", "says not where", "{ env ="),
+        (SECRETS, "secrets = [{ fil = \"x\" }]", "fil = ", "unknown key `fil`", "did you mean `file`?"),
+        (SECRETS, "secrets = [{ file = \"x\", env = \"Y\" }]", "env =", "one source", "keep one"),
+        (SECRETS, "secrets = [\"absec_0123456789abcdef\"]", "\"absec", "not written into", "roll it"),
+        (SECRETS, "secrets = \"0123456789abcdef\"", "\"0123", "not written into", "{ file ="),
+        (
+            SECRETS,
+            "secrets = [{ file = \"secrets/none\" }]",
+            "\"secrets/none",
+            "cannot be read: entity not found",
+            "put the",
+        ),
+        (SECRETS, "secrets = [{ file = \"secrets/whsec\" }]", "\"secrets/whsec", "webhook endpoint's", "Dashboard"),
+        (SECRETS, "secrets = [{ file = \"secrets/sk\" }]", "\"secrets/sk", "API key", "Dashboard"),
+        (SECRETS, "secrets = [{ file = \"secrets/empty\" }]", "\"secrets/empty", "empty", "copy"),
+        (SECRETS, "secrets = [{ file = \"secrets/line\" }]", "\"secrets/line", "white space", "printf"),
+        (SECRETS, "secrets = [{ file = \"secrets/other\" }]", "\"secrets/other", "begins with absec_", "Dashboard"),
+        (SECRETS, "secrets = [{ file = \"secrets/binary\" }]", "\"secrets/binary", "not text", "ASCII"),
+        (SECRETS, "secrets = [{ env = \"NOT_SET\" }]", "\"NOT_SET", "`NOT_SET` is not set", "set it"),
+        (SECRETS, "secrets = [{ credential = \"none\" }]", "\"none", "cannot be read", "LoadCredential"),
+        (SECRETS, "secrets = [{ credential = \"../a\" }]", "\"../a", "not a name", "without a path"),
+        (
+            SECRETS,
+            "secrets = [{ file = \"secrets/shipping.absec\" }, { file = \"secrets/same\" }]",
+            "\"secrets/same",
+            "has already",
+            "remove one",
+        ),
+        (
+            SECRETS,
+            "secrets = [{ file = \"secrets/shipping.absec\" }, { env = \"SHIPPING_ABSEC_NEXT\" }, { file = \"secrets/reports.absec\" }]",
+            "{ file = \"secrets/reports",
+            "two while",
+            "remove",
+        ),
+        (
+            "[upstreams",
+            "[apps.\"a b\"]\nsecrets = [{ file = \"secrets/reports.absec\" }]\naccounts = [\"acct_1\"]\n[upstreams",
+            "\"a b\"",
+            "no usable name",
+            "letters",
+        ),
+    ]);
+}
+
+#[test]
+fn upstreams_are_checked() {
+    const SERVERS: &str = "servers = [\"http://10.0.4.7:8080\", \"http://10.0.4.8:8080\"]";
+    const HTTPS: &str = "servers = [\"https://a:1\", \"https://b:1\"]\n";
+    assert_eq!(HTTPS.lines().count(), 1);
+    assert_each_is_refused(&[
+        (SERVERS, "", "[upstreams.orders]", "`servers` is missing", "servers ="),
+        (SERVERS, "servers = []", "[]", "empty", "http://"),
+        (SERVERS, "servers = [\"orders:80\", \"http://b\"]", "\"orders:80", "not a URL", "http://orders.intranet:8080"),
+        (SERVERS, "servers = [\"http://a\", \"http://b/api\"]", "\"http://b/", "has a path", "upstream_path"),
+        (SERVERS, "servers = [\"http://a\", \"http://b/\"]", "\"http://b/", "has a path", "upstream_path"),
+        (SERVERS, "servers = [\"http://a\", \"http://u:0123456789abcdef@b\"]", "\"http://u", "has a user", "secret"),
+        (SERVERS, "servers = [\"http://a\", \"http://b?q\"]", "\"http://b", "query", "remove"),
+        (SERVERS, "servers = [\"http://a\", \"ftp://b\"]", "\"ftp", "scheme", "https://"),
+        (SERVERS, "servers = [\"http://a\", \"http://b:x\"]", "\"http://b", "port", "65535"),
+        (
+            SERVERS,
+            "servers = [\"http://a\", \"http://169.254.169.254\"]",
+            "\"http://169",
+            "link-local",
+            "unsafe_link_local",
+        ),
+        (SERVERS, "servers = [\"http://a\", \"http://[fe80::1]\"]", "\"http://[", "link-local", "unsafe_link_local"),
+        (
+            SERVERS,
+            "servers = [\"http://a\", \"http://metadata.google.internal\"]",
+            "\"http://m",
+            "metadata",
+            "unsafe_link",
+        ),
+        ("[upstreams.orders]", "[upstreams.orders]\nmax_in_flight = 0", "0\nserv", "out of range", "1 to 1000000"),
+        ("[upstreams.orders]", "[upstreams.orders]\nconnect_timeout = \"2d\"", "\"2d\"", "out of range", "1ms to 1d"),
+        ("[upstreams.orders]", "[upstreams.orders]\nca = \"certs/internal-ca.pem\"", "ca =", "no effect", "https://"),
+        (
+            SERVERS,
+            "servers = [\"https://a\", \"https://b\"]\nca = \"certs/none\"",
+            "\"certs/none",
+            "cannot be read",
+            "PEM",
+        ),
+        (
+            SERVERS,
+            "servers = [\"https://a\", \"https://b\"]\nca = \"certs/internal-ca.pem\"\nclient_key = \"certs/client.key\"",
+            "client_key",
+            "no `client_certificate`",
+            "both",
+        ),
+        (
+            SERVERS,
+            "servers = [\"https://a\", \"https://b\"]\nca = \"certs/internal-ca.pem\"\nclient_certificate = \"certs/client.pem\"\n\
+             client_key = \"certs/foreign.key\"",
+            "\"certs/foreign",
+            "not the private key",
+            "issued for",
+        ),
+        (
+            SERVERS,
+            "servers = [\"https://a\", \"https://b\"]\nca = \"certs/internal-ca.pem\"\nserver_name = \"a b\"",
+            "\"a b\"",
+            "not a host name",
+            "certificate",
+        ),
+    ]);
+}
+
+#[test]
+fn routes_are_checked() {
+    const PATH: &str = "path = \"/shipping/orders/\"";
+    const APP: &str = "app = \"shipping\"";
+    const UPSTREAM: &str = "upstream = \"orders\"";
+    assert_each_is_refused(&[
+        (PATH, "", "[[routes]]", "`path` is missing in this route", "path ="),
+        (PATH, "path = \"orders\"", "\"orders\"\napp", "does not begin with a slash", "`/`"),
+        (PATH, "path = \"/a/../b\"", "\"/a/", "dot segment", "literally"),
+        (PATH, "path = \"http://a/b\"", "\"http://a/b", "is not a path", "the path alone"),
+        (APP, "", "[[routes]]", "`app` is missing in this route", "app ="),
+        (APP, "app = \"shiping\"", "\"shiping\"", "no app is called `shiping`", "did you mean `shipping`?"),
+        (APP, "app = \"invoices\"", "\"invoices\"", "no app is called", "known apps: `shipping`"),
+        (UPSTREAM, "", "[[routes]]", "`upstream` is missing in this route", "upstream ="),
+        (UPSTREAM, "upstream = \"order\"", "\"order\"", "no upstream is called `order`", "did you mean `orders`?"),
+        (UPSTREAM, "upstream = \"orders.intranet:80\"", "\"orders.in", "no upstream is called", "http://"),
+        (UPSTREAM, "upstream = \"http://a/api\"", "\"http://a", "has a path in it", "upstream_path"),
+        (UPSTREAM, "upstream = \"http://169.254.169.254\"", "\"http://169", "link-local", "unsafe_link_local"),
+        (UPSTREAM, "upstream = \"orders\"\nupstream_path = \"api\"", "\"api\"", "not a path", "`/`"),
+        (UPSTREAM, "upstream = \"orders\"\nmethods = [\"get\"]", "\"get\"", "not in capitals", "\"GET\""),
+        (UPSTREAM, "upstream = \"orders\"\nmethods = [\"G T\"]", "\"G T\"", "not a method", "methods ="),
+        (UPSTREAM, "upstream = \"orders\"\nmethods = [\"OPTIONS\"]", "\"OPTIONS\"", "cannot be", "preflights"),
+        (UPSTREAM, "upstream = \"orders\"\nmethods = [\"CONNECT\"]", "\"CONNECT\"", "cannot be", "tunnel"),
+        (UPSTREAM, "upstream = \"orders\"\nmethods = [\"TRACE\"]", "\"TRACE\"", "cannot be", "echoes"),
+        (UPSTREAM, "upstream = \"orders\"\nroles = [\"a,b\"]", "\"a,b\"", "not an id", "role id"),
+        (UPSTREAM, "upstream = \"orders\"\nusers = [\"acct_1\"]", "\"acct_1\"", "not an id", "usr_"),
+        ("signed = \"body\"", "signed = \"request\"", "\"request\"", "not what a signature can cover", "\"body\""),
+        (UPSTREAM, "upstream = \"orders\"\nbody_limit = \"1GiB\"", "\"1GiB\"", "does not fit", "buffered_bytes"),
+        (UPSTREAM, "upstream = \"orders\"\nbody_limit = 0", "0\nsigned", "out of range", "1B to 1TiB"),
+        (
+            "signed = \"body\"",
+            "signed = \"body\"\n[[routes]]\npath = \"/shipping/%6frders/\"\napp = \"shipping\"\nupstream = \"orders\"",
+            "\"/shipping/%6f",
+            "escapes a letter",
+            "literally",
+        ),
+        (
+            "signed = \"body\"",
+            "signed = \"body\"\n\n[[routes]]\napp = \"shipping\"\nupstream = \"orders\"\n  path = '/shipping/orders/'",
+            "'/shipping",
+            "is the same as the one on line 16",
+            "remove one",
+        ),
+    ]);
+}
+
+#[test]
+fn header_edits_are_checked() {
+    const AT: &str = "signed = \"body\"";
+    assert_each_is_refused(&[
+        (AT, "request_headers = { set = { Host = \"a\" } }", "Host", "not for a route to edit", "the upstream's own"),
+        (AT, "request_headers = { set = { Countersign-User = \"a\" } }", "Counter", "not for a route", "proven"),
+        (AT, "request_headers = { set = { countersign_user = \"a\" } }", "counter", "not for a route", "proven"),
+        (AT, "request_headers = { remove = [\"X-Forwarded-For\"] }", "\"X-For", "not for a route", "connection"),
+        (AT, "request_headers = { remove = [\"X-Request-Id\"] }", "\"X-Req", "not for a route", "logs"),
+        (AT, "request_headers = { remove = [\"Connection\"] }", "\"Conn", "not for a route", "one connection"),
+        (AT, "request_headers = { set = { Content-Length = \"1\" } }", "Content", "not for a route", "smuggled"),
+        (AT, "request_headers = { set = { Stripe-Signature = \"1\" } }", "Stripe", "not for a route", "Countersign-"),
+        (
+            AT,
+            "response_headers = { set = { Access-Control-Allow-Origin = \"*\" } }",
+            "Access",
+            "not for a route",
+            "gateway's own",
+        ),
+        (AT, "response_headers = { set = { \"a b\" = \"1\" } }", "\"a b\"", "not a header name", "hyphens"),
+        (AT, "response_headers = { set = { X-A = \"1\", x-a = \"2\" } }", "x-a", "edited twice", "keep one"),
+        (AT, "response_headers = { set = { X-A = 1 } }", "1 }", "expected a string, found a number", "quotes"),
+        (AT, "response_headers = { set = { X-A = \"a\\nb\" } }", "\"a\\n", "holds a character", "ASCII"),
+        (AT, "response_headers = { set = { X-A = \"é\" } }", "\"é", "holds a character", "ASCII"),
+        (AT, "response_headers = { secret = { } }", "secret = { }", "unknown key `secret`", "[routes.request_headers]"),
+        (AT, "response_headers = { remove = [] }", "[] }", "empty", "remove ="),
+        (
+            AT,
+            "request_headers = { set = { Authorization = \"Bearer 0123456789abcdef\" } }",
+            "\"Bearer",
+            "holds a secret",
+            "secret = { Authorization",
+        ),
+        (
+            AT,
+            "request_headers = { set = { X-Key = \"sk_live_0123456789abcdef\" } }",
+            "\"sk_",
+            "holds a secret",
+            "secret = {",
+        ),
+        (
+            AT,
+            "request_headers = { secret = { X-Key = \"0123456789abcdef\" } }",
+            "\"0123",
+            "not written into",
+            "{ file =",
+        ),
+        (
+            AT,
+            "request_headers = { secret = { X-Key = { file = \"secrets/line\" } } }",
+            "\"secrets/line",
+            "line feed",
+            "printf",
+        ),
+        (
+            AT,
+            "request_headers = { secret = { X-Key = { file = \"secrets/empty\" } } }",
+            "\"secrets/empty",
+            "is empty",
+            "whole",
+        ),
+    ]);
+}

@@ -1,0 +1,108 @@
+//! What is allowed, but should be known.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, SystemTime},
+};
+
+use countersign::config::{self, Scrutiny};
+
+use super::{Folder, GOOD, changed};
+
+#[test]
+fn risks_are_warned_of_with_their_key_and_line() {
+    let folder = Folder::new();
+    assert_eq!(folder.warnings(GOOD), []);
+    for (from, to, key, line, risk) in [
+        ("/shipping/orders/", "/", "routes.0.path", 16, "every path"),
+        ("/shipping/orders/", "/orders/*", "routes.0.path", 16, "stands for itself"),
+        ("signed = \"body\"", "signed = \"identity\"", "routes.0.signed", 19, "POST with signed"),
+        ("signed = \"body\"", "methods = [\"PUT\"]", "routes.0.methods", 19, "PUT with signed"),
+        (", \"http://10.0.4.8:8080\"", "", "upstreams.orders.servers.0", 13, "one server"),
+        (
+            "\"orders\"",
+            "\"orders\"\n[[routes]]\npath=\"/b\"\napp=\"shipping\"\nupstream=\"http://b\"\n",
+            "routes.1.upstream",
+            22,
+            "one server",
+        ),
+        ("0.0.0.0", "10.1.2.3", "listener.address", 4, "Local Network"),
+        ("0.0.0.0", "127.0.0.1", "listener.address", 4, "LocalNetworkAccessIpAddressSpaceOverrides"),
+        ("0.0.0.0", "100.64.0.1", "listener.address", 4, "Local Network"),
+        ("0.0.0.0", "[fd00::1]", "listener.address", 4, "Local Network"),
+        ("\n\n[apps", "\nnames = [\"gateway.local\"]\n[apps", "listener.names.0", 7, "Local Network"),
+        (
+            "accounts = [\"acct_1JSkf6FRwUQjTSJE\"]",
+            "unsafe_any_account = true",
+            "apps.shipping.unsafe_any_account",
+            10,
+            "any Stripe account",
+        ),
+        (
+            "[apps.shipping]",
+            "[apps.shipping]\nunsafe_tolerance = \"1h\"",
+            "apps.shipping.unsafe_tolerance",
+            9,
+            "repeated",
+        ),
+        (
+            "[apps.shipping]",
+            "[apps.shipping]\nallow_account_only = true",
+            "apps.shipping.allow_account_only",
+            9,
+            "no user",
+        ),
+        (
+            "[upstreams.orders]",
+            "[upstreams.orders]\nunsafe_link_local = true",
+            "upstreams.orders.unsafe_link_local",
+            13,
+            "credentials",
+        ),
+        ("\"orders\"", "\"http://b\"", "upstreams.orders", 12, "no route uses the upstream `orders`"),
+        (
+            "[upstreams",
+            "[apps.other]\nsecrets = [{ file = \"secrets/reports.absec\" }]\naccounts = [\"acct_1\"]\n[upstreams",
+            "apps.other",
+            12,
+            "no route uses the app `other`",
+        ),
+        (
+            "[upstreams",
+            "[apps.other]\nsecrets = [{ file = \"secrets/shipping.absec\" }]\naccounts = [\"acct_1\"]\n[upstreams",
+            "apps.other.secrets",
+            13,
+            "same secret",
+        ),
+    ] {
+        let warnings = folder.warnings(&changed(from, to));
+        let found = warnings.iter().any(|(k, l, text)| k == key && *l == Some(line) && text.contains(risk));
+        assert!(found, "{to}: {warnings:?}");
+    }
+}
+
+#[test]
+fn unprotected_files_and_old_certificates_are_warned_of() {
+    let folder = Folder::new();
+    let open =
+        |name: &str, mode| fs::set_permissions(folder.0.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    open("secrets/shipping.absec", 0o644);
+    open("certs/gateway.key", 0o640);
+    let warnings = folder.warnings(GOOD);
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].0 == "listener.private_key" && warnings[0].2.contains("mode 640"), "{warnings:?}");
+    assert!(warnings[1].0 == "apps.shipping.secrets.0.file" && warnings[1].2.contains("mode 644"), "{warnings:?}");
+    let old = folder.warnings(&GOOD.replace("gateway.pem", "old.pem").replace("gateway.key", "foreign.key"));
+    assert!(old[0].0 == "listener.certificate" && old[0].2.contains("expired on 2021-01-01"), "{old:?}");
+    let at = |days: u64| {
+        let environment = folder.environment(&[]);
+        let path = folder.put("countersign.toml", GOOD);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 * days);
+        config::load(&path, &environment, now, Scrutiny::Files).unwrap().warnings
+    };
+    let last = 43_830; // 2090-01-01
+    assert!(at(last - 13).iter().any(|warning| warning.text.contains("expires on 2090-01-01")));
+    assert!(!at(last - 15).iter().any(|warning| warning.text.contains("expires on")));
+    assert!(at(100).iter().any(|warning| warning.text.contains("not valid before 2020-01-01")));
+}

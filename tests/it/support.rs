@@ -1,0 +1,452 @@
+//! The one harness: a gateway in this process, an upstream that keeps exact bytes, and clients that send them.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use countersign::{
+    clock::Clock,
+    config::{self, Environment, Scrutiny},
+    record::{Log, Writer},
+    secret::SigningSecret,
+    server::{self, Server, Stop},
+    signature::SigningKey,
+};
+use rustls::{ClientConnection, RootCertStore, StreamOwned};
+use serde_json::Value;
+
+pub(crate) const SECRET: &str = "absec_test_0123456789abcdef0123456789abcdef";
+pub(crate) const USER: &str = "usr_Test0001";
+pub(crate) const ACCOUNT: &str = "acct_Test0001";
+/// The time at which the gateway under test believes to be.
+pub(crate) const NOW: i64 = 1_790_000_000;
+
+/// The head that most tests send, signed for [`USER`] and [`ACCOUNT`] by headers.
+pub(crate) fn signed_head(method: &str, target: &str, more: &str) -> String {
+    let identity = format!("Stripe-User-Id: {USER}\r\nStripe-Account-Id: {ACCOUNT}\r\n");
+    let signature = signature(&identity_payload());
+    format!("{method} {target} HTTP/1.1\r\nHost: gw.test\r\nStripe-Signature: {signature}\r\n{identity}{more}\r\n")
+}
+
+/// A request that carries `body`, signed whole.
+pub(crate) fn signed_body(method: &str, target: &str, body: &str) -> String {
+    let signature = signature(body);
+    format!(
+        "{method} {target} HTTP/1.1\r\nHost: gw.test\r\nStripe-Signature: {signature}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+pub(crate) fn identity_payload() -> String {
+    format!(r#"{{"user_id":"{USER}","account_id":"{ACCOUNT}"}}"#)
+}
+
+pub(crate) fn signature(payload: &str) -> String {
+    signature_at(payload, NOW)
+}
+
+pub(crate) fn signature_at(payload: &str, at: i64) -> String {
+    let secret = SigningSecret::parse(SECRET.to_owned().into()).unwrap();
+    SigningKey::new(&secret).header(at, payload.as_bytes())
+}
+
+/// A gateway in this process.
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
+    pub(crate) clock: Arc<AtomicI64>,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) stop: Stop,
+    records: Arc<Mutex<Vec<u8>>>,
+    tls: Arc<rustls::ClientConfig>,
+    running: Option<(Server, Writer)>,
+}
+
+impl Gateway {
+    /// A gateway with one route for everything, to `upstream`.
+    pub(crate) fn to(upstream: &Upstream) -> Self {
+        Self::with(&format!("[[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{}\"\n", upstream.origin()))
+    }
+
+    /// A gateway with these routes and further tables; the app `test` is there.
+    pub(crate) fn with(tables: &str) -> Self {
+        Self::of("", &format!("[apps.test]\nsecrets = [{{ file = \"secret\" }}]\naccounts = [\"{ACCOUNT}\"]\n{tables}"))
+    }
+
+    /// A gateway with `listener` among the listener's keys and `tables` for all else.
+    pub(crate) fn of(listener: &str, tables: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_files(folder.path(), SECRET);
+        let text = format!(
+            "version = 1\n[listener]\naddress = \"127.0.0.1:0\"\ncertificate = \"cert.pem\"\nprivate_key = \"key.pem\"\n{listener}\n{tables}"
+        );
+        std::fs::write(folder.path().join("countersign.toml"), text).unwrap();
+        let environment = Environment::from_iter([]);
+        let config = config::load(
+            &folder.path().join("countersign.toml"),
+            &environment,
+            std::time::SystemTime::now(),
+            Scrutiny::Files,
+        )
+        .unwrap_or_else(|errors| panic!("{errors}"));
+        let settings = server::Settings { workers: Some(1), ..config.into() };
+        Self::start(settings, folder)
+    }
+
+    pub(crate) fn start(settings: server::Settings, folder: tempfile::TempDir) -> Self {
+        let clock = Arc::new(AtomicI64::new(NOW));
+        let records = Arc::new(Mutex::new(Vec::new()));
+        let (log, writer) = Log::start(Box::new(Records(Arc::clone(&records))), "config-hash".into()).unwrap();
+        let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let running = Server::start(listener, settings, &log, &Clock::Set(Arc::clone(&clock))).unwrap();
+        let tls = Arc::new(client_config(&folder.path().join("cert.pem"), &[b"http/1.1"]));
+        Self {
+            address: running.address(),
+            clock,
+            folder,
+            stop: running.stop(),
+            records,
+            tls,
+            running: Some((running, writer)),
+        }
+    }
+
+    /// A TLS connection for HTTP/1.1.
+    pub(crate) fn connect(&self) -> Client {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let connection = ClientConnection::new(Arc::clone(&self.tls), "gw.test".try_into().unwrap()).unwrap();
+        Client { stream: StreamOwned::new(connection, stream), rest: Vec::new() }
+    }
+
+    /// Sends `bytes` on a connection of their own and reads one answer.
+    pub(crate) fn ask(&self, bytes: impl AsRef<[u8]>) -> Answer {
+        let mut client = self.connect();
+        client.send(bytes);
+        client.answer()
+    }
+
+    /// The access records, once there are `count` of them.
+    pub(crate) fn records(&self, count: usize) -> Vec<Value> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let lines: Vec<Value> = {
+                let bytes = self.records.lock().unwrap();
+                let text = std::str::from_utf8(&bytes).unwrap();
+                text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+            };
+            if lines.len() >= count {
+                return lines;
+            }
+            assert!(Instant::now() < deadline, "{} records instead of {count}", lines.len());
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn raw_records(&self) -> String {
+        String::from_utf8(self.records.lock().unwrap().clone()).unwrap()
+    }
+
+    pub(crate) fn tls(&self) -> Arc<rustls::ClientConfig> {
+        Arc::clone(&self.tls)
+    }
+
+    pub(crate) fn set_time(&self, now: i64) {
+        self.clock.store(now, Ordering::Relaxed);
+    }
+
+    /// Waits until it has stopped after a drain.
+    pub(crate) fn join(mut self) {
+        if let Some((server, writer)) = self.running.take() {
+            server.join();
+            writer.finish(Duration::from_secs(5));
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop.cut();
+        if let Some((server, writer)) = self.running.take() {
+            server.join();
+            writer.finish(Duration::from_secs(5));
+        }
+    }
+}
+
+struct Records(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Records {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A certificate for `gw.test` and a secret, as files.
+pub(crate) fn write_files(folder: &Path, secret: &str) {
+    let made = rcgen::generate_simple_self_signed(["gw.test".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
+    std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(folder.join("secret"), secret).unwrap();
+}
+
+pub(crate) fn client_config(certificate: &Path, protocols: &[&[u8]]) -> rustls::ClientConfig {
+    let mut roots = RootCertStore::empty();
+    for certificate in countersign::tls::certificates(certificate).unwrap() {
+        roots.add(certificate).unwrap();
+    }
+    let mut config = rustls::ClientConfig::builder_with_provider(countersign::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config
+}
+
+/// A client that sends exactly what it is told.
+pub(crate) struct Client {
+    pub(crate) stream: StreamOwned<ClientConnection, TcpStream>,
+    rest: Vec<u8>,
+}
+
+/// One answer as it came.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+    /// Whether the body came to its announced end.
+    pub(crate) complete: bool,
+}
+
+impl Client {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        // The gateway may have answered and closed already.
+        let _ = self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush());
+    }
+
+    fn fill(&mut self) -> bool {
+        let mut space = [0; 16 * 1024];
+        match self.stream.read(&mut space) {
+            Ok(0) | Err(_) => false,
+            Ok(count) => {
+                self.rest.extend_from_slice(&space[..count]);
+                true
+            }
+        }
+    }
+
+    /// Reads one answer to its end.
+    pub(crate) fn answer(&mut self) -> Answer {
+        self.answer_to("GET")
+    }
+
+    pub(crate) fn answer_to(&mut self, method: &str) -> Answer {
+        let end = loop {
+            if let Some(at) = find(&self.rest, b"\r\n\r\n") {
+                break at + 4;
+            }
+            assert!(self.fill(), "no answer, but {:?}", String::from_utf8_lossy(&self.rest));
+        };
+        let head = String::from_utf8(self.rest.drain(..end).collect()).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let (body, complete) = self.body(&head, status, method);
+        Answer { status, head, body, complete }
+    }
+
+    fn body(&mut self, head: &str, status: u16, method: &str) -> (Vec<u8>, bool) {
+        if method == "HEAD" || status == 204 || status == 304 {
+            return (Vec::new(), true);
+        }
+        if let Some(length) = header(head, "content-length") {
+            let length: usize = length.parse().unwrap();
+            while self.rest.len() < length && self.fill() {}
+            let complete = self.rest.len() >= length;
+            return (self.rest.drain(..length.min(self.rest.len())).collect(), complete);
+        }
+        if header(head, "transfer-encoding").is_some() {
+            return self.chunks();
+        }
+        while self.fill() {}
+        (std::mem::take(&mut self.rest), true)
+    }
+
+    fn chunks(&mut self) -> (Vec<u8>, bool) {
+        let mut body = Vec::new();
+        loop {
+            let Some(line) = find(&self.rest, b"\r\n") else {
+                if self.fill() {
+                    continue;
+                }
+                return (body, false);
+            };
+            let size = usize::from_str_radix(std::str::from_utf8(&self.rest[..line]).unwrap(), 16).unwrap();
+            while self.rest.len() < line + 2 + size + 2 {
+                if !self.fill() {
+                    return (body, false);
+                }
+            }
+            body.extend_from_slice(&self.rest[line + 2..line + 2 + size]);
+            self.rest.drain(..line + 2 + size + 2);
+            if size == 0 {
+                return (body, true);
+            }
+        }
+    }
+
+    /// Whether the gateway has closed, reading whatever still comes.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        self.stream.sock.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        let mut space = [0; 1024];
+        loop {
+            match self.stream.read(&mut space) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+            }
+        }
+    }
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        header(&self.head, name)
+    }
+
+    pub(crate) fn count(&self, name: &str) -> usize {
+        headers(&self.head, name).count()
+    }
+
+    /// The refusal's code; empty for what is no refusal.
+    pub(crate) fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+}
+
+pub(crate) fn headers<'h, 'n>(head: &'h str, name: &'n str) -> impl Iterator<Item = &'h str> + use<'h, 'n> {
+    head.lines().skip(1).filter_map(move |line| {
+        let (found, value) = line.split_once(':')?;
+        found.eq_ignore_ascii_case(name).then_some(value.trim())
+    })
+}
+
+pub(crate) fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+    headers(head, name).next()
+}
+
+pub(crate) fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|part| part == what)
+}
+
+/// An upstream that keeps the exact bytes of every request and answers as it is told.
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    requests: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Upstream {
+    /// Answers every request with 200 and `ok`.
+    pub(crate) fn ok() -> Self {
+        Self::answering(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec())
+    }
+
+    /// Answers a request's bytes with what `answer` makes of them, and closes after an answer that ends without a
+    /// length.
+    pub(crate) fn answering(answer: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::serving(move |stream, request| stream.write_all(&answer(request)).is_ok())
+    }
+
+    /// Has `serve` answer on the connection itself; it says whether the connection goes on.
+    pub(crate) fn serving(serve: impl Fn(&mut TcpStream, &[u8]) -> bool + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (kept, serve) = (Arc::clone(&requests), Arc::new(serve));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (kept, serve) = (Arc::clone(&kept), Arc::clone(&serve));
+                std::thread::spawn(move || {
+                    let mut stream = stream;
+                    let mut rest = Vec::new();
+                    while let Some(request) = read_request(&mut stream, &mut rest) {
+                        kept.lock().unwrap().push(request.clone());
+                        if !serve(&mut stream, &request) {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, requests }
+    }
+
+    pub(crate) fn origin(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The requests that came so far.
+    pub(crate) fn requests(&self) -> Vec<Vec<u8>> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// The one request that came, as head and body.
+    pub(crate) fn only(&self) -> (String, Vec<u8>) {
+        let requests = self.requests();
+        assert_eq!(requests.len(), 1, "requests at the upstream");
+        let end = find(&requests[0], b"\r\n\r\n").unwrap() + 4;
+        (String::from_utf8(requests[0][..end].to_vec()).unwrap(), requests[0][end..].to_vec())
+    }
+}
+
+/// Reads a request by its framing; what is left of it when the connection ends early.
+fn read_request(stream: &mut TcpStream, rest: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let mut space = [0; 16 * 1024];
+    let mut more = |rest: &mut Vec<u8>| match stream.read(&mut space) {
+        Ok(0) | Err(_) => false,
+        Ok(count) => {
+            rest.extend_from_slice(&space[..count]);
+            true
+        }
+    };
+    let head = loop {
+        if let Some(at) = find(rest, b"\r\n\r\n") {
+            break at + 4;
+        }
+        if !more(rest) {
+            return None;
+        }
+    };
+    let text = String::from_utf8_lossy(&rest[..head]).into_owned();
+    let end = if header(&text, "transfer-encoding").is_some() {
+        loop {
+            if let Some(at) = find(&rest[head..], b"0\r\n\r\n") {
+                break head + at + 5;
+            }
+            if !more(rest) {
+                break rest.len();
+            }
+        }
+    } else {
+        let length: usize = header(&text, "content-length").map_or(0, |length| length.parse().unwrap());
+        while rest.len() < head + length && more(rest) {}
+        (head + length).min(rest.len())
+    };
+    Some(rest.drain(..end).collect())
+}
