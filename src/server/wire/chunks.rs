@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_body_ends_with_its_last_chunk_and_trailers() {
         assert_eq!(read("3\r\nabc\r\n0\r\n\r\nGET"), Ok((13, true)));
-        assert_eq!(read("A;x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n"), Ok((33, true)));
+        assert_eq!(read("A;x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n"), Ok((30, true)));
         assert_eq!(read("3\r\nab"), Ok((5, false)));
     }
 
