@@ -255,7 +255,7 @@ impl Gateway {
     /// The upstream's answer as the client may see it.
     fn passable(&self, answered: Answered, asked: &Parts, route: &Route, exchange: &mut Exchange) -> Response<Content> {
         let (mut parts, body) = answered.response.into_parts();
-        let length_only = asked.method == Method::HEAD || parts.status == StatusCode::NOT_MODIFIED;
+        let length_only = asked.method == Method::HEAD;
         headers::inbound(&mut parts.headers, route, &answered.authority, length_only);
         parts.version = Version::HTTP_11;
         parts.extensions.clear();

@@ -75,7 +75,7 @@ pub fn outbound(inbound: &HeaderMap, edits: &HeaderEdits, ours: Statement<'_>) -
 
 /// Makes the headers of an upstream's answer fit for the client: without those of its connection, its cookies, its
 /// word on cross-origin access, and any that would pass for ours; a `Location` that names the upstream becomes the
-/// gateway's own path. `keep_length` for answers that have a length but no body (`HEAD`, 304).
+/// gateway's own path. `keep_length` for answers to `HEAD`, which have a length but no body.
 pub fn inbound(headers: &mut HeaderMap, route: &Route, upstream: &Authority, keep_length: bool) {
     let nominated = nominated(headers);
     let gone: Vec<HeaderName> = headers

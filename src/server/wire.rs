@@ -70,6 +70,8 @@ enum Framing {
         left: u64,
     },
     Chunked(Chunks),
+    /// A body is malformed; the library is told once it has read what came before.
+    Broken,
     /// Nothing that comes is of interest any more.
     Refused,
 }
@@ -116,7 +118,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
     }
 
     /// Looks at what is held and not ready, and makes ready what has one reading.
-    fn check(&mut self) -> io::Result<()> {
+    fn check(&mut self) {
         while let Some(rest) = self.held.get(self.ready..).filter(|rest| !rest.is_empty()) {
             match &mut self.framing {
                 Framing::Head => {
@@ -124,7 +126,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
                     match found.and_then(|end| end.map(|end| head::read(rest, end, self.bounds.headers)).transpose()) {
                         Ok(None) => {
                             self.searched = rest.len();
-                            return Ok(());
+                            return;
                         }
                         Ok(Some((length, body))) => {
                             self.ready += length;
@@ -137,10 +139,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
                                 head::Body::Chunked => Framing::Chunked(Chunks::default()),
                             };
                         }
-                        Err(fault) => {
-                            self.refuse(fault);
-                            return Ok(());
-                        }
+                        Err(fault) => return self.refuse(fault),
                     }
                 }
                 Framing::Body { left } => {
@@ -152,16 +151,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
                     }
                 }
                 Framing::Chunked(chunks) => {
-                    let (now, ended) = chunks.read(rest).map_err(|()| io::ErrorKind::InvalidData)?;
+                    let Ok((now, ended)) = chunks.read(rest) else {
+                        self.framing = Framing::Broken;
+                        return;
+                    };
                     self.ready += now;
                     if ended {
                         self.framing = Framing::Head;
                     }
                 }
-                Framing::Refused => return Ok(()),
+                Framing::Broken | Framing::Refused => return,
             }
         }
-        Ok(())
     }
 
     fn refuse(&mut self, fault: Fault) {
@@ -189,8 +190,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
                 this.ready -= now;
                 return Poll::Ready(Ok(()));
             }
-            if matches!(this.framing, Framing::Refused) {
-                return Poll::Pending;
+            match this.framing {
+                Framing::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                Framing::Refused => return Poll::Pending,
+                Framing::Head | Framing::Body { .. } | Framing::Chunked(_) => {}
             }
             let before = out.filled().len();
             let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, out) else {
@@ -217,7 +220,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
             }
             this.held.extend_from_slice(came);
             out.set_filled(before);
-            this.check()?;
+            this.check();
             let begun = matches!(this.framing, Framing::Head) && this.held.len() > this.ready;
             if begun && this.deadline.is_none() {
                 this.deadline = Some(Box::pin(tokio::time::sleep(this.bounds.head_timeout)));

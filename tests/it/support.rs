@@ -53,7 +53,11 @@ pub(crate) fn signature(payload: &str) -> String {
 }
 
 pub(crate) fn signature_at(payload: &str, at: i64) -> String {
-    let secret = SigningSecret::parse(SECRET.to_owned().into()).unwrap();
+    sign(SECRET, payload, at)
+}
+
+pub(crate) fn sign(secret: &str, payload: &str, at: i64) -> String {
+    let secret = SigningSecret::parse(secret.to_owned().into()).unwrap();
     SigningKey::new(&secret).header(at, payload.as_bytes())
 }
 
@@ -76,13 +80,32 @@ impl Gateway {
 
     /// A gateway with these routes and further tables; the app `test` is there.
     pub(crate) fn with(tables: &str) -> Self {
-        Self::of("", &format!("[apps.test]\nsecrets = [{{ file = \"secret\" }}]\naccounts = [\"{ACCOUNT}\"]\n{tables}"))
+        Self::of("", &Self::tables(tables))
+    }
+
+    /// `tables` behind that of the app `test`.
+    pub(crate) fn tables(tables: &str) -> String {
+        format!("[apps.test]\nsecrets = [{{ file = \"secret\" }}]\naccounts = [\"{ACCOUNT}\"]\n{tables}")
+    }
+
+    /// A gateway whose app has `keys` of its own, with further files, and `tables` for all else.
+    pub(crate) fn of_app(keys: &str, files: &[(&str, &str)], tables: &str) -> Self {
+        let tables = format!("[apps.test]\naccounts = [\"{ACCOUNT}\"]\n{keys}\n{tables}");
+        Self::with_files("", &tables, files)
     }
 
     /// A gateway with `listener` among the listener's keys and `tables` for all else.
     pub(crate) fn of(listener: &str, tables: &str) -> Self {
+        Self::with_files(listener, tables, &[])
+    }
+
+    /// The same with further files beside the configuration.
+    pub(crate) fn with_files(listener: &str, tables: &str, files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_files(folder.path(), SECRET);
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
         let text = format!(
             "version = 1\n[listener]\naddress = \"127.0.0.1:0\"\ncertificate = \"cert.pem\"\nprivate_key = \"key.pem\"\n{listener}\n{tables}"
         );
@@ -249,6 +272,24 @@ impl Client {
         }
     }
 
+    /// Reads an interim answer and tells its status.
+    pub(crate) fn interim(&mut self) -> u16 {
+        let Answer { status, .. } = self.answer_to("HEAD");
+        status
+    }
+
+    /// Reads on until `what` has come.
+    pub(crate) fn read_until(&mut self, what: &[u8]) {
+        while find(&self.rest, what).is_none() {
+            assert!(
+                self.fill(),
+                "{:?} did not come, but {:?}",
+                String::from_utf8_lossy(what),
+                String::from_utf8_lossy(&self.rest)
+            );
+        }
+    }
+
     /// Reads one answer to its end.
     pub(crate) fn answer(&mut self) -> Answer {
         self.answer_to("GET")
@@ -375,6 +416,35 @@ impl Upstream {
 
     /// Has `serve` answer on the connection itself; it says whether the connection goes on.
     pub(crate) fn serving(serve: impl Fn(&mut TcpStream, &[u8]) -> bool + Send + Sync + 'static) -> Self {
+        Self::accepting(move |mut stream, kept| serve_requests(&mut stream, kept, &serve))
+    }
+
+    /// Hands over each connection; no request is kept.
+    pub(crate) fn raw(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Self {
+        Self::accepting(move |mut stream, _| serve(&mut stream))
+    }
+
+    /// Answers every request with 200 and `ok`, behind TLS.
+    pub(crate) fn tls(certificate: &Path, key: &Path) -> Self {
+        let chain = countersign::tls::certificates(certificate).unwrap();
+        let key = countersign::tls::private_key(key).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(countersign::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let config = Arc::new(config);
+        Self::accepting(move |stream, kept| {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+            serve_requests(&mut StreamOwned::new(connection, stream), kept, &|stream, _| {
+                stream.write_all(answer).is_ok()
+            });
+        })
+    }
+
+    fn accepting(serve: impl Fn(TcpStream, &Mutex<Vec<Vec<u8>>>) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -382,19 +452,22 @@ impl Upstream {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (kept, serve) = (Arc::clone(&kept), Arc::clone(&serve));
-                std::thread::spawn(move || {
-                    let mut stream = stream;
-                    let mut rest = Vec::new();
-                    while let Some(request) = read_request(&mut stream, &mut rest) {
-                        kept.lock().unwrap().push(request.clone());
-                        if !serve(&mut stream, &request) {
-                            return;
-                        }
-                    }
-                });
+                std::thread::spawn(move || serve(stream, &kept));
             }
         });
         Self { address, requests }
+    }
+
+    /// Reads on until `what` has come; whether it has.
+    pub(crate) fn read_until(stream: &mut TcpStream, got: &mut Vec<u8>, what: &[u8]) -> bool {
+        let mut space = [0; 4096];
+        while find(got, what).is_none() {
+            match stream.read(&mut space) {
+                Ok(0) | Err(_) => return false,
+                Ok(count) => got.extend_from_slice(&space[..count]),
+            }
+        }
+        true
     }
 
     pub(crate) fn origin(&self) -> String {
@@ -415,8 +488,22 @@ impl Upstream {
     }
 }
 
+fn serve_requests<S: Read + Write>(
+    stream: &mut S,
+    kept: &Mutex<Vec<Vec<u8>>>,
+    serve: &(impl Fn(&mut S, &[u8]) -> bool + ?Sized),
+) {
+    let mut rest = Vec::new();
+    while let Some(request) = read_request(stream, &mut rest) {
+        kept.lock().unwrap().push(request.clone());
+        if !serve(stream, &request) {
+            return;
+        }
+    }
+}
+
 /// Reads a request by its framing; what is left of it when the connection ends early.
-fn read_request(stream: &mut TcpStream, rest: &mut Vec<u8>) -> Option<Vec<u8>> {
+fn read_request(stream: &mut impl Read, rest: &mut Vec<u8>) -> Option<Vec<u8>> {
     let mut space = [0; 16 * 1024];
     let mut more = |rest: &mut Vec<u8>| match stream.read(&mut space) {
         Ok(0) | Err(_) => false,

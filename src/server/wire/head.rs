@@ -124,11 +124,7 @@ impl<'h> Known<'h> {
 
     fn check_host(&self, target: &[u8]) -> Result<(), Fault> {
         let host = self.host.ok_or(Fault::Malformed("has no Host"))?;
-        let Some(scheme) = target.windows(3).position(|part| part == b"://").filter(|_| target.first() != Some(&b'/'))
-        else {
-            return Ok(());
-        };
-        let rest = target.get(scheme + 3..).unwrap_or_default();
+        let Some(rest) = absolute(target) else { return Ok(()) };
         let authority = rest.split(|b| matches!(b, b'/' | b'?')).next().unwrap_or_default();
         if authority.eq_ignore_ascii_case(host) {
             Ok(())
@@ -160,23 +156,52 @@ fn request_line(line: &[u8]) -> Result<&[u8], Fault> {
     if version != b"HTTP/1.1" {
         return Err(Fault::Malformed("is not of HTTP/1.1 or HTTP/2"));
     }
+    check_target(method, target)?;
+    Ok(target)
+}
+
+/// Refuses a target that is of none of the four forms (RFC 9112, section 3.2), or has characters that none of them has.
+fn check_target(method: &[u8], target: &[u8]) -> Result<(), Fault> {
     if target.is_empty() || target.iter().any(|b| *b <= 0x20 || *b == 0x7f) {
         return Err(Fault::Malformed("has no target, or a control character in it"));
     }
-    if !target.is_ascii() {
+    if target.len() > TARGET_LIMIT_BYTES {
+        return Err(Fault::TooLarge);
+    }
+    let path = match target.first() {
+        Some(b'/') => target,
+        Some(b'*') if target.len() == 1 => return Ok(()),
+        Some(_) if method == b"CONNECT" => return Ok(()),
+        Some(_) | None => {
+            let rest = absolute(target).ok_or(Fault::Malformed("has a target that is neither a path nor a URL"))?;
+            rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).and_then(|at| rest.get(at..)).unwrap_or_default()
+        }
+    };
+    if !path.is_ascii() {
         return Err(Fault::Ambiguous("has a character that must be percent-encoded"));
     }
-    if memchr::memchr(b'#', target).is_some() {
+    if memchr::memchr(b'#', path).is_some() {
         return Err(Fault::Ambiguous("has a fragment (#)"));
     }
-    if target.first() == Some(&b'/') {
-        let path = target.split(|b| *b == b'?').next().unwrap_or_default();
-        if path.iter().any(|b| matches!(b, b'\\' | b'"' | b'<' | b'>' | b'`' | b'{' | b'}')) {
-            return Err(Fault::Ambiguous("has a backslash or another character that must be percent-encoded"));
-        }
+    let (path, query) = path.split_at(memchr::memchr(b'?', path).unwrap_or(path.len()));
+    if path.iter().any(|b| matches!(b, b'\\' | b'"' | b'<' | b'>' | b'`' | b'{' | b'}'))
+        || query.iter().any(|b| matches!(b, b'"' | b'<' | b'>'))
+    {
+        return Err(Fault::Ambiguous("has a backslash or another character that must be percent-encoded"));
     }
-    Ok(target)
+    Ok(())
 }
+
+/// What follows the scheme of a URL that a gateway can be asked for.
+fn absolute(target: &[u8]) -> Option<&[u8]> {
+    let colon = memchr::memchr(b':', target)?;
+    let (scheme, rest) = target.split_at(colon);
+    let known = scheme.eq_ignore_ascii_case(b"https") || scheme.eq_ignore_ascii_case(b"http");
+    rest.strip_prefix(b"://").filter(|_| known)
+}
+
+/// The longest target that the library takes, and a little less.
+const TARGET_LIMIT_BYTES: usize = 65_000;
 
 fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
@@ -247,10 +272,20 @@ mod tests {
             "GET http://other/a HTTP/1.1",
             "GET /a\tb HTTP/1.1",
             "GET /a HTTP/1.1 ",
+            "GET h/a HTTP/1.1",
+            "GET ftp://h/a HTTP/1.1",
+            "GET ** HTTP/1.1",
         ] {
             assert!(matches!(line(bad), Err(Fault::Malformed(_))), "{bad}: {:?}", line(bad));
         }
-        for bad in ["GET /a#b HTTP/1.1", "GET /é HTTP/1.1", "GET /a\\b HTTP/1.1", "GET /a<b HTTP/1.1"] {
+        for bad in [
+            "GET /a#b HTTP/1.1",
+            "GET /é HTTP/1.1",
+            "GET /a\\b HTTP/1.1",
+            "GET /a<b HTTP/1.1",
+            "GET http://h/a`b HTTP/1.1",
+            "GET /?a=<b HTTP/1.1",
+        ] {
             assert!(matches!(line(bad), Err(Fault::Ambiguous(_))), "{bad}: {:?}", line(bad));
         }
     }
