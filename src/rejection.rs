@@ -122,15 +122,15 @@ impl Rejection {
 
     /// The answer's body, RFC 9457.
     pub fn problem(&self, request_id: &str) -> Bytes {
-        let problem = serde_json::json!({
-            "type": format!("urn:countersign:{}", self.code.as_str()),
-            "title": self.code.title(),
-            "status": self.code.status().as_u16(),
-            "code": self.code.as_str(),
-            "detail": self.detail,
-            "request_id": request_id,
-        });
-        problem.to_string().into()
+        let problem = Problem {
+            kind: &format!("urn:countersign:{}", self.code.as_str()),
+            title: self.code.title(),
+            status: self.code.status().as_u16(),
+            code: self.code.as_str(),
+            detail: &self.detail,
+            request_id,
+        };
+        serde_json::to_vec(&problem).unwrap_or_default().into()
     }
 
     /// The answer's headers, but for those that every answer has.
@@ -146,6 +146,18 @@ impl Rejection {
         }
         headers
     }
+}
+
+/// The members of a problem, in the order in which people read them.
+#[derive(serde::Serialize)]
+struct Problem<'p> {
+    #[serde(rename = "type")]
+    kind: &'p str,
+    title: &'p str,
+    status: u16,
+    code: &'p str,
+    detail: &'p str,
+    request_id: &'p str,
 }
 
 impl From<Ambiguous> for Rejection {

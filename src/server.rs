@@ -56,7 +56,6 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    stop: Stop,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -84,13 +83,18 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 impl Server {
-    /// Starts serving on `listener`.
+    /// Starts serving on `listener`, until `stop` is told.
     ///
     /// # Errors
     /// The system's, if a thread or runtime cannot be started; TLS's, if its configuration cannot be made.
-    pub fn start(listener: std::net::TcpListener, settings: Settings, log: &Log, clock: &Clock) -> io::Result<Self> {
+    pub fn start(
+        listener: std::net::TcpListener,
+        settings: Settings,
+        log: &Log,
+        clock: &Clock,
+        stop: &Stop,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let stop = Stop::default();
         let tls = Arc::new(tls::server(Arc::clone(&settings.certificate)).map_err(io::Error::other)?);
         let routes = Arc::new(settings.routes);
         let names: Arc<[String]> = settings.names.into();
@@ -128,17 +132,12 @@ impl Server {
         let door = Door { listener, workers, stop: stop.clone(), open, limits: settings.limits };
         let accept = move || runtime.block_on(door.run());
         threads.push(std::thread::Builder::new().name("accept".into()).spawn(accept)?);
-        Ok(Self { address, stop, threads })
+        Ok(Self { address, threads })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// How to stop it.
-    pub fn stop(&self) -> Stop {
-        self.stop.clone()
     }
 
     /// Waits until it has stopped.

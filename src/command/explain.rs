@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use http::{HeaderValue, Method};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -37,7 +37,7 @@ use crate::{
 const CAPTURE_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 
 #[derive(Debug, Args)]
-#[group(id = "rules", required = true, multiple = true, args = ["config", "secret_file"])]
+#[command(group = ArgGroup::new("rules").required(true).multiple(true).args(["config", "secret_file"]))]
 pub(super) struct Options {
     /// The configuration whose routes decide.
     #[arg(long, conflicts_with = "secret_file")]
@@ -218,10 +218,9 @@ fn judge(
             let _ = client.shutdown().await;
             std::future::pending::<()>().await;
         };
+        // The connection may end in the same moment as it is judged.
         tokio::select! {
-            biased;
-            verdict = verdict.recv() => verdict,
-            _ = connection => None,
+            _ = connection => verdict.try_recv().ok(),
             () = sending => None,
         }
     })

@@ -36,11 +36,10 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
             return UNAVAILABLE;
         }
     };
-    let (server, writer) = match start(config, sink, &Clock::System) {
-        Ok(started) => started,
-        Err(code) => return code,
-    };
-    serve(server, writer)
+    match start(config, sink, &Clock::System) {
+        Ok((server, writer)) => serve(server, writer),
+        Err(code) => code,
+    }
 }
 
 /// The program's own log, on stderr. What libraries say is capped at `info`.
@@ -63,45 +62,43 @@ fn sink(log: &AccessLog) -> io::Result<Box<dyn Write + Send>> {
     })
 }
 
-/// Binds and starts, or tells why not and answers the exit code.
+/// Watches for signals, binds and starts, or tells why not and answers the exit code.
 pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) -> Result<(Server, Writer), u8> {
+    let failed = |error: io::Error| {
+        say_error(&format!("error: cannot start: {error}\n"));
+        SOFTWARE
+    };
+    // Once connections are accepted, a signal must already mean a drain.
+    let stop = Stop::default();
+    watch_signals(&stop).map_err(failed)?;
     let address = config.listener.address;
     let listener = server::bind(address).map_err(|error| {
         say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
         UNAVAILABLE
     })?;
-    let failed = |error: io::Error| {
-        say_error(&format!("error: cannot start: {error}\n"));
-        SOFTWARE
-    };
     let (log, writer) = Log::start(sink, config.hash.clone()).map_err(failed)?;
     let hash = config.hash.clone();
-    let server = Server::start(listener, config.into(), &log, clock).map_err(failed)?;
+    let server = Server::start(listener, config.into(), &log, clock, &stop).map_err(failed)?;
     tracing::info!(address = %server.address(), config = hash, "listening");
     Ok((server, writer))
 }
 
-/// Serves until a signal and to the end of the drain. A second signal ends the process at once.
+/// Serves until a signal and to the end of the drain.
 pub(super) fn serve(server: Server, writer: Writer) -> u8 {
-    let stop = server.stop();
-    if let Err(error) = std::thread::Builder::new().name("signals".into()).spawn(move || obey_signals(&stop)) {
-        tracing::error!(%error, "cannot watch for signals");
-        return SOFTWARE;
-    }
     server.join();
     writer.finish(LAST_LINES);
     tracing::info!("stopped");
     FINE
 }
 
-fn obey_signals(stop: &Stop) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-    runtime.block_on(async {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            tracing::error!("cannot watch for signals");
-            return;
-        };
+/// Has the first signal drain and a second one end the process at once; answers once both would.
+fn watch_signals(stop: &Stop) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let guard = runtime.enter();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    drop(guard);
+    let stop = stop.clone();
+    let obey = async move {
         let mut any = async || tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} };
         any().await;
         tracing::info!("draining; a second signal stops at once");
@@ -109,5 +106,7 @@ fn obey_signals(stop: &Stop) {
         any().await;
         tracing::warn!("stopped at once");
         std::process::exit(i32::from(NEGATIVE));
-    });
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(obey))?;
+    Ok(())
 }

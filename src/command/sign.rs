@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::PathBuf, time::SystemTime};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use http::{Method, Uri};
 use zeroize::Zeroizing;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
-#[group(id = "key", required = true, multiple = false, args = ["app", "secret_file"])]
+#[command(group = ArgGroup::new("key").required(true).args(["app", "secret_file"]))]
 pub(super) struct Options {
     /// The app of the configuration whose secret signs (the first, where two are active).
     #[arg(long)]
@@ -46,7 +46,8 @@ pub(super) struct Options {
     /// Where the ids travel; left out, in the body where there is one, else in headers.
     #[arg(long, value_enum)]
     carrier: Option<Carrier>,
-    /// A file sent as the body, as it is; the signature covers the identity only.
+    /// A file sent as the body, as it is. A JSON object is signed whole, with the ids; of anything else a signature
+    /// covers the identity only.
     #[arg(long)]
     body: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]
@@ -76,7 +77,14 @@ pub(super) struct Signed {
     pub(super) method: Method,
     pub(super) url: String,
     pub(super) headers: Vec<(&'static str, String)>,
-    pub(super) body: Option<Vec<u8>>,
+    pub(super) body: Option<Body>,
+}
+
+/// The bytes of a body, and the file they are from.
+#[derive(Debug)]
+pub(super) struct Body {
+    bytes: Vec<u8>,
+    file: Option<PathBuf>,
 }
 
 /// What is signed and how it is sent.
@@ -90,7 +98,7 @@ pub(super) struct Request<'r> {
     pub(super) roles: Vec<RoleId>,
     pub(super) at: i64,
     pub(super) carrier: Option<Carrier>,
-    pub(super) body: Option<Vec<u8>>,
+    pub(super) body: Option<Body>,
 }
 
 pub(super) fn run(options: &Options) -> u8 {
@@ -164,9 +172,9 @@ fn request(options: &Options) -> Result<Request<'_>, String> {
         body: options
             .body
             .as_ref()
-            .map(std::fs::read)
+            .map(|file| Ok(Body { bytes: std::fs::read(file)?, file: Some(file.clone()) }))
             .transpose()
-            .map_err(|error| format!("the body cannot be read: {error}"))?,
+            .map_err(|error: std::io::Error| format!("the body cannot be read: {error}"))?,
     })
 }
 
@@ -195,7 +203,10 @@ pub(super) fn signed(request: Request<'_>, key: &SigningKey) -> Result<Signed, S
     let user = request.user.as_ref().map(|user| ("user_id", user.as_str()));
     let ids: Vec<_> = user.into_iter().chain([("account_id", request.account.as_str())]).collect();
     let without = extras.unwrap_or_else(|| b"{}".to_vec());
-    let document = Document::parse(&without).map_err(|error| format!("the payload: {error}"))?;
+    let document = match request.body.as_ref().map(|body| whole(&body.bytes, &ids)).transpose()?.flatten() {
+        Some(document) => document,
+        None => Document::parse(&without).map_err(|error| format!("the payload: {error}"))?,
+    };
     let mut payload = Vec::new();
     document.print_with_last(&ids, &mut payload);
 
@@ -217,16 +228,31 @@ pub(super) fn signed(request: Request<'_>, key: &SigningKey) -> Result<Signed, S
         }
     }
     let body = match carrier {
-        Carrier::Body => Some(payload),
+        Carrier::Body => Some(Body { bytes: payload, file: None }),
         Carrier::Headers | Carrier::Query if request.body.is_some() => request.body,
-        Carrier::Headers | Carrier::Query => (without != b"{}").then_some(without),
+        Carrier::Headers | Carrier::Query => (without != b"{}").then_some(Body { bytes: without, file: None }),
     };
-    let json = body.as_deref().is_some_and(|body| Document::parse(body).is_ok());
+    let json = body.as_ref().is_some_and(|body| Document::parse(&body.bytes).is_ok());
     if body.is_some() {
         let kind = if json { "application/json" } else { "application/octet-stream" };
         headers.push(("Content-Type", kind.to_owned()));
     }
     Ok(Signed { method: request.method, url, headers, body })
+}
+
+/// A body that a signature can cover whole: a JSON object that names nobody else, and whose numbers JavaScript keeps.
+fn whole<'b>(body: &'b [u8], ids: &[(&str, &str)]) -> Result<Option<Document<'b>>, String> {
+    let Some(document) = Document::parse(body).ok().filter(|body| body.is_object() && !body.has_lossy_number()) else {
+        return Ok(None);
+    };
+    for name in ["user_id", "account_id"] {
+        let signed = ids.iter().find(|(known, _)| *known == name).map(|(_, id)| *id);
+        let said = document.member(name).filter(|said| !said.is_null());
+        if said.is_some_and(|said| said.as_str().as_deref() != signed) {
+            return Err(format!("the body has another {name} than is signed"));
+        }
+    }
+    Ok(Some(document))
 }
 
 /// The payload with the roles behind it, as JavaScript prints it; `None` for neither.
@@ -278,7 +304,11 @@ impl Signed {
             let _ = write!(line, " --header {}", quoted(&format!("{name}: {value}")));
         }
         if let Some(body) = &self.body {
-            let _ = write!(line, " --data-binary {}", quoted(&String::from_utf8_lossy(body)));
+            let data = match &body.file {
+                Some(file) => format!("@{}", file.to_string_lossy()),
+                None => String::from_utf8_lossy(&body.bytes).into_owned(),
+            };
+            let _ = write!(line, " --data-binary {}", quoted(&data));
         }
         let _ = write!(line, " {}", quoted(&self.url));
         line
@@ -290,7 +320,7 @@ impl Signed {
             let _ = writeln!(lines, "{name}: {value}");
         }
         if let Some(body) = &self.body {
-            let _ = writeln!(lines, "\n{}", String::from_utf8_lossy(body));
+            let _ = writeln!(lines, "\n{}", String::from_utf8_lossy(&body.bytes));
         }
         lines
     }
@@ -302,7 +332,7 @@ impl Signed {
             "method": self.method.as_str(),
             "url": self.url,
             "headers": headers,
-            "body": self.body.as_ref().map(|body| String::from_utf8_lossy(body).into_owned()),
+            "body": self.body.as_ref().map(|body| String::from_utf8_lossy(&body.bytes).into_owned()),
         })
     }
 }

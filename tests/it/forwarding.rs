@@ -285,7 +285,7 @@ fn a_record_says_what_was_decided() {
 #[test]
 fn what_runs_is_finished_in_a_drain_and_kept_connections_are_closed() {
     let (go, wait) = mpsc::channel::<()>();
-    let (began, begun) = mpsc::channel::<()>();
+    let (began, under_way) = mpsc::channel::<()>();
     let (wait, began) = (std::sync::Mutex::new(wait), std::sync::Mutex::new(began));
     let upstream = Upstream::serving(move |stream, request| {
         if request.starts_with(b"GET /slow") {
@@ -301,7 +301,7 @@ fn what_runs_is_finished_in_a_drain_and_kept_connections_are_closed() {
     assert_eq!((answer.status, answer.header("connection")), (200, None));
     let mut slow = gateway.connect();
     slow.send(signed_head("GET", "/slow", ""));
-    begun.recv_timeout(Duration::from_secs(10)).unwrap();
+    under_way.recv_timeout(Duration::from_secs(10)).unwrap();
     gateway.stop.drain();
     // What still comes on a kept connection within half a second is answered.
     kept.send(signed_head("GET", "/quick", ""));

@@ -462,7 +462,7 @@ fn requests_in_one_packet_are_answered_one_by_one() {
 
 #[test]
 fn a_head_beyond_its_bounds_is_refused() {
-    let many: String = (0..101).map(|n| format!("X-{n}: y\r\n")).collect();
+    let many = "X: y\r\n".repeat(101);
     let cases = [
         signed_head("GET", "/a", &format!("X: {}\r\n", "y".repeat(33 * 1024))),
         signed_head("GET", &format!("/{}", "a".repeat(33 * 1024)), ""),

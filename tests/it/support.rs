@@ -127,17 +127,10 @@ impl Gateway {
         let records = Arc::new(Mutex::new(Vec::new()));
         let (log, writer) = Log::start(Box::new(Records(Arc::clone(&records))), "config-hash".into()).unwrap();
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let running = Server::start(listener, settings, &log, &Clock::Set(Arc::clone(&clock))).unwrap();
+        let stop = Stop::default();
+        let running = Server::start(listener, settings, &log, &Clock::Set(Arc::clone(&clock)), &stop).unwrap();
         let tls = Arc::new(client_config(&folder.path().join("cert.pem"), &[b"http/1.1"]));
-        Self {
-            address: running.address(),
-            clock,
-            folder,
-            stop: running.stop(),
-            records,
-            tls,
-            running: Some((running, writer)),
-        }
+        Self { address: running.address(), clock, folder, stop, records, tls, running: Some((running, writer)) }
     }
 
     /// A TLS connection for HTTP/1.1.
@@ -175,10 +168,6 @@ impl Gateway {
 
     pub(crate) fn raw_records(&self) -> String {
         String::from_utf8(self.records.lock().unwrap().clone()).unwrap()
-    }
-
-    pub(crate) fn tls(&self) -> Arc<rustls::ClientConfig> {
-        Arc::clone(&self.tls)
     }
 
     pub(crate) fn set_time(&self, now: i64) {

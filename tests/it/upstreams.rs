@@ -92,7 +92,7 @@ fn an_upstream_that_never_answers_times_out_and_frees_its_place() {
 #[test]
 fn more_requests_than_places_are_told_to_come_again() {
     let (go, wait) = mpsc::channel::<()>();
-    let (began, begun) = mpsc::channel::<()>();
+    let (began, under_way) = mpsc::channel::<()>();
     let (wait, began) = (Mutex::new(wait), Mutex::new(began));
     let upstream = Upstream::serving(move |stream, _| {
         began.lock().unwrap().send(()).unwrap();
@@ -102,7 +102,7 @@ fn more_requests_than_places_are_told_to_come_again() {
     let gateway = gateway(&[upstream.origin()], "max_in_flight = 1\nmax_queued = 0");
     let mut first = gateway.connect();
     first.send(signed_head("GET", "/a", ""));
-    begun.recv_timeout(Duration::from_secs(10)).unwrap();
+    under_way.recv_timeout(Duration::from_secs(10)).unwrap();
     let answer = gateway.ask(signed_head("GET", "/b", ""));
     told(&gateway, &answer, 503, "overloaded");
     assert_eq!(answer.header("retry-after"), Some("1"));
@@ -251,7 +251,7 @@ fn an_upload_that_breaks_off_never_looks_complete_to_the_upstream() {
 #[test]
 fn a_client_that_goes_away_ends_the_upstream_s_work() {
     let (ended, end) = mpsc::channel::<Instant>();
-    let (began, begun) = mpsc::channel::<()>();
+    let (began, under_way) = mpsc::channel::<()>();
     let (ended, began) = (Mutex::new(ended), Mutex::new(began));
     let upstream = Upstream::serving(move |stream, request| {
         if request.starts_with(b"GET /body") {
@@ -266,7 +266,7 @@ fn a_client_that_goes_away_ends_the_upstream_s_work() {
     for path in ["/head", "/body"] {
         let mut client = gateway.connect();
         client.send(signed_head("GET", path, ""));
-        begun.recv_timeout(Duration::from_secs(10)).unwrap();
+        under_way.recv_timeout(Duration::from_secs(10)).unwrap();
         client.stream.sock.shutdown(std::net::Shutdown::Both).unwrap();
         let left = Instant::now();
         drop(client);

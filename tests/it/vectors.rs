@@ -1,6 +1,6 @@
 //! Every vector of Stripe's own libraries, through a real TLS socket.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 use base64_lite::decode;
 use countersign::{
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::support::{Answer, Gateway, Upstream, header, write_files};
 
-const VECTORS: &str = include_str!("../vectors/stripe-app-requests.json");
+pub(crate) const VECTORS: &str = include_str!("../vectors/stripe-app-requests.json");
 
 #[test]
 fn all_173_vectors_hold_through_the_socket() {
@@ -132,19 +132,19 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
     }
 }
 
-fn request(vector: &Value) -> Vec<u8> {
+pub(crate) fn request(vector: &Value) -> Vec<u8> {
     let url = vector["url"].as_str().unwrap();
     let target = url.strip_prefix("https://gw.example.com").unwrap();
     let mut head = format!("{} {target} HTTP/1.1\r\n", vector["method"].as_str().unwrap());
     for pair in vector["headers"].as_array().unwrap() {
-        head.push_str(&format!("{}: {}\r\n", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()));
+        write!(head, "{}: {}\r\n", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()).unwrap();
     }
     let body = match vector["body_b64"].as_str() {
         Some(text) => decode(text),
         None => vector["body"].as_str().unwrap_or_default().as_bytes().to_vec(),
     };
     if !body.is_empty() {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        write!(head, "Content-Length: {}\r\n", body.len()).unwrap();
     }
     let mut request = format!("{head}\r\n").into_bytes();
     request.extend_from_slice(&body);
