@@ -84,6 +84,11 @@ impl<'a> Document<'a> {
         self.root().member(key)
     }
 
+    /// The keys and values of an object in the order of the text; none where the text is another value.
+    pub fn members(&self) -> impl Iterator<Item = (Element<'_>, Element<'_>)> {
+        self.root().members()
+    }
+
     /// Tells whether JavaScript prints a number of the text with another value than the text gives it.
     ///
     /// Two texts that differ only in such a number are printed alike, so what was signed cannot be told from the print.

@@ -85,11 +85,12 @@ impl StripeApp {
         })
     }
 
-    /// Tries every candidate for `request` and shows each to `look`, for tools that explain a refusal.
+    /// Tries every candidate for `request`, shows each to `look`, and answers whom the request names, for tools that
+    /// explain a refusal.
     ///
     /// # Errors
     /// The reason for which no candidate could be built.
-    pub fn attempts(&self, request: &Presented<'_>, mut look: impl FnMut(Attempt<'_>)) -> Result<(), Error> {
+    pub fn attempts(&self, request: &Presented<'_>, mut look: impl FnMut(Attempt<'_>)) -> Result<Claims, Error> {
         let signature = signature_of(request.headers)?;
         let document = request.body.document()?;
         let claims = Claims::read(request, document.as_ref(), self.allow_account_only)?;
@@ -101,7 +102,7 @@ impl StripeApp {
             look(Attempt { candidate, text, matched: signature.matching_key(&self.keys, text) });
             true
         });
-        Ok(())
+        Ok(claims)
     }
 
     #[cfg(test)]

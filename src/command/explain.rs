@@ -2,39 +2,37 @@
 
 use std::{
     fmt::Write as _,
-    io::Read as _,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicI64},
     time::{Duration, SystemTime},
 };
 
 use clap::{ArgGroup, Args, ValueEnum};
-use http::{HeaderValue, Method};
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{io::AsyncWriteExt as _, sync::mpsc};
+use http::{HeaderValue, Method, request::Parts};
+use http_body_util::BodyExt as _;
 
 use super::{FINE, NEGATIVE, SOFTWARE, TextOrJson, USAGE, loaded, say, say_error, sign::key_of_file};
 use crate::{
-    auth::{Scheme, StripeApp},
+    auth::{BodyKind, Carried, Presented, Scheme, StripeApp},
     body::Room,
     clock::{Clock, unix_seconds},
     gateway::{Activity, Arrival, Busy, Gateway, Verdict},
     identity::{RoleId, UserId},
     limits::Limits,
+    path::CanonicalPath,
     policy::{Accounts, Demand, Policy},
-    record::Log,
+    record::{Log, Writer},
     rejection::{Code, Rejection},
     route::{HeaderEdits, Methods, Pattern, Route, RouteTable},
-    server::wire::{Checked, Refusal},
     signature::SigningKey,
 };
 
-/// The longest capture that is looked at.
-const CAPTURE_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
+mod capture;
+mod diagnosis;
+mod replay;
+
+use capture::Capture;
+use diagnosis::Diagnosis;
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("rules").required(true).multiple(true).args(["config", "secret_file"]))]
@@ -56,7 +54,7 @@ pub(super) struct Options {
     now: Option<i64>,
     #[arg(long, value_enum, default_value_t)]
     format: TextOrJson,
-    /// The raw HTTP request; left out or -, standard input.
+    /// The request as raw HTTP, as a browser copies it for curl, or in a HAR file; left out or -, standard input.
     file: Option<PathBuf>,
 }
 
@@ -76,25 +74,38 @@ pub(super) fn run(options: &Options) -> u8 {
         Ok(rules) => rules,
         Err(code) => return code,
     };
-    let capture = match capture(options.file.as_ref()) {
-        Ok(capture) => whole(&capture),
-        Err(error) => {
-            say_error(&format!("error: the request cannot be read: {error}\n"));
+    let read = capture::read(options.file.as_deref()).map_err(|error| format!("the request cannot be read: {error}"));
+    let capture = match read.and_then(|bytes| Capture::of(&bytes)) {
+        Ok(capture) => capture,
+        Err(what) => {
+            say_error(&format!("error: {what}\n"));
             return USAGE;
         }
     };
+    for note in &capture.notes {
+        say_error(&format!("note: {note}\n"));
+    }
     let now = options.now.unwrap_or_else(|| unix_seconds(SystemTime::now()));
-    let Some(judged) = judge(routes, names, limits, now, &capture) else {
+    let Some((gateway, _writer)) = gateway(routes, names, limits, now) else { return SOFTWARE };
+    let activity = Activity::new();
+    let judged = replay::replay(&gateway.limits, &capture.bytes, |request, fault| {
+        gateway.judge(Arrival { client: None, fault, busy: Busy::new(&activity) }, request)
+    });
+    let Some(judged) = judged else {
         say_error("error: this is no HTTP request, or not all of one\n");
         return NEGATIVE;
     };
+    let diagnosis = match &judged {
+        Ok(_) | Err(Rejection { code: Code::SignatureMismatch, .. }) => diagnosis(&gateway, &capture.bytes),
+        Err(_) => None,
+    };
     match judged {
         Ok(verdict) => {
-            say(&accepted(&verdict, options.format));
+            say(&accepted(&verdict, diagnosis, options.format));
             FINE
         }
         Err(rejection) => {
-            say(&refused(&rejection, options.format));
+            say(&refused(&rejection, diagnosis, options.format));
             NEGATIVE
         }
     }
@@ -140,93 +151,33 @@ fn rules(options: &Options) -> Result<Rules, u8> {
     Ok((routes, Vec::new(), limits))
 }
 
-fn capture(file: Option<&PathBuf>) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    match file.filter(|path| path.as_os_str() != "-") {
-        Some(path) => std::fs::File::open(path)?.take(CAPTURE_LIMIT_BYTES).read_to_end(&mut bytes)?,
-        None => std::io::stdin().take(CAPTURE_LIMIT_BYTES).read_to_end(&mut bytes)?,
+/// A gateway that judges by these rules at that time, and forwards nothing.
+fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> Option<(Gateway, Writer)> {
+    let (log, writer) = Log::start(Box::new(std::io::sink()), String::new()).ok()?;
+    let room = Arc::new(Room::new(limits.buffered_bytes));
+    let clock = Clock::Set(Arc::new(AtomicI64::new(now)));
+    let (routes, names) = (Arc::new(routes), names.into());
+    Some((Gateway { routes, upstreams: Vec::new(), limits, names, room, log, clock }, writer))
+}
+
+/// What the signature of the capture was made over, as far as can be found out.
+fn diagnosis(gateway: &Gateway, capture: &[u8]) -> Option<Diagnosis> {
+    let (parts, body): (Parts, _) = replay::replay(&gateway.limits, capture, |request, _| async {
+        let (parts, body) = request.into_parts();
+        (parts, body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default())
+    })?;
+    let path = CanonicalPath::parse(parts.uri.path()).ok()?;
+    let Scheme::StripeApp(app) = gateway.routes.find(&path)?.scheme.as_ref();
+    let body = match BodyKind::of(&parts.headers).ok()? {
+        _ if body.is_empty() => Carried::Nothing,
+        BodyKind::Json => Carried::Json(&body),
+        BodyKind::Text => Carried::Text(&body),
+        BodyKind::Opaque => Carried::Opaque,
     };
-    Ok(bytes)
+    diagnosis::diagnose(app, &Presented { headers: &parts.headers, query: parts.uri.query(), body })
 }
 
-/// A capture as it would have come over the wire: an editor may have taken its carriage returns, or a tool the length
-/// of its body. What is changed is said.
-fn whole(capture: &[u8]) -> Vec<u8> {
-    let find = |what: &[u8]| capture.windows(what.len()).position(|part| part == what);
-    let (head, body) = match (find(b"\r\n\r\n"), find(b"\n\n")) {
-        (Some(at), _) => (capture.get(..at).unwrap_or_default().to_vec(), capture.get(at + 4..).unwrap_or_default()),
-        (None, Some(at)) => (capture.get(..at).unwrap_or_default().to_vec(), capture.get(at + 2..).unwrap_or_default()),
-        (None, None) => (capture.trim_ascii_end().to_vec(), &[][..]),
-    };
-    let mut head = String::from_utf8_lossy(&head).into_owned();
-    if !head.contains('\r') && head.contains('\n') {
-        say_error("note: the lines end in bare line feeds; taken as if they ended in CR LF\n");
-        head = head.replace('\n', "\r\n");
-    }
-    let framed = head.lines().any(|line| {
-        let name = line.split(':').next().unwrap_or_default();
-        name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding")
-    });
-    if !framed && !body.is_empty() {
-        say_error("note: the request has a body but no Content-Length; taken as if it had one\n");
-        let _ = write!(head, "\r\nContent-Length: {}", body.len());
-    }
-    let mut whole = head.into_bytes();
-    whole.extend_from_slice(b"\r\n\r\n");
-    whole.extend_from_slice(body);
-    whole
-}
-
-/// Has the gateway read the capture as from a connection. `None` if it holds no whole request.
-fn judge(
-    routes: RouteTable,
-    names: Vec<String>,
-    limits: Limits,
-    now: i64,
-    capture: &[u8],
-) -> Option<Result<Verdict, Rejection>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    let (log, _writer) = Log::start(Box::new(std::io::sink()), String::new()).ok()?;
-    runtime.block_on(async {
-        let room = Arc::new(Room::new(limits.buffered_bytes));
-        let clock = Clock::Set(Arc::new(AtomicI64::new(now)));
-        let gateway =
-            Gateway { routes: Arc::new(routes), upstreams: Vec::new(), limits, names: names.into(), room, log, clock };
-        let (mut client, connection) = tokio::io::duplex(64 * 1024);
-        let refusal = Arc::new(Refusal::default());
-        let io = TokioIo::new(Checked::new(connection, &gateway.limits, Arc::clone(&refusal)));
-        let (verdicts, mut verdict) = mpsc::unbounded_channel();
-        let (place, activity) = (AtomicU64::new(0), Activity::new());
-        let service = service_fn(|request: Request<Incoming>| {
-            let fault = refusal.of(place.fetch_add(1, Ordering::Relaxed));
-            let arrival = Arrival { client: None, fault, busy: Busy::new(&activity) };
-            let judging = gateway.judge(arrival, request);
-            let verdicts = verdicts.clone();
-            async move {
-                let _ = verdicts.send(judging.await);
-                Ok::<_, std::convert::Infallible>(Response::new(String::new()))
-            }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .half_close(true)
-            .serve_connection(io, service);
-        let sending = async {
-            let _ = client.write_all(capture).await;
-            // What has not come by now will not.
-            let _ = client.shutdown().await;
-            std::future::pending::<()>().await;
-        };
-        // The connection may end in the same moment as it is judged.
-        tokio::select! {
-            _ = connection => verdict.try_recv().ok(),
-            () = sending => None,
-        }
-    })
-}
-
-fn accepted(verdict: &Verdict, format: TextOrJson) -> String {
+fn accepted(verdict: &Verdict, diagnosis: Option<Diagnosis>, format: TextOrJson) -> String {
     match (verdict, format) {
         (Verdict::Preflight, TextOrJson::Text) => "preflight: answered 204 without a signature\n".to_owned(),
         (Verdict::Preflight, TextOrJson::Json) => "{\"verdict\":\"preflight\"}\n".to_owned(),
@@ -246,41 +197,53 @@ fn accepted(verdict: &Verdict, format: TextOrJson) -> String {
             let roles: Vec<_> = principal.roles().iter().map(RoleId::as_str).collect();
             let roles = if roles.is_empty() { "none proven".to_owned() } else { roles.join(", ") };
             let (account, signed) = (principal.account(), principal.signed().as_str());
-            format!("accept\n  user: {user}\n  account: {account}\n  roles: {roles}\n  signed: {signed}\n")
+            let matched = diagnosis.and_then(|diagnosis| diagnosis.matched);
+            let matched =
+                matched.map_or_else(String::new, |(what, secret)| format!("  fits: {what}, with secret {secret}\n"));
+            format!("accept\n  user: {user}\n  account: {account}\n  roles: {roles}\n  signed: {signed}\n{matched}")
         }
     }
 }
 
-fn refused(rejection: &Rejection, format: TextOrJson) -> String {
+fn refused(rejection: &Rejection, diagnosis: Option<Diagnosis>, format: TextOrJson) -> String {
+    let detail = match diagnosis.as_ref().map(|diagnosis| diagnosis.mistake.as_deref()) {
+        Some(Some(mistake)) => format!("no signature fits this request: {mistake}"),
+        Some(None) => UNEXPLAINED.to_owned(),
+        None => rejection.detail.clone(),
+    };
+    let code = rejection.code.as_str();
     match format {
         TextOrJson::Json => {
-            let verdict = serde_json::json!({
-                "verdict": "refuse",
-                "code": rejection.code.as_str(),
-                "detail": rejection.detail,
-            });
+            let verdict = serde_json::json!({ "verdict": "refuse", "code": code, "detail": detail });
             format!("{verdict}\n")
         }
         TextOrJson::Text => {
-            let mut text = format!(
-                "refuse: {} ({})\n  {}\n",
-                rejection.code.as_str(),
-                rejection.code.status().as_u16(),
-                rejection.detail
-            );
-            if rejection.code == Code::SignatureMismatch {
-                text.push_str(MISTAKES);
+            let mut text = format!("refuse: {code} ({})\n  {detail}\n", rejection.code.status().as_u16());
+            if let Some(Diagnosis { tried, .. }) = diagnosis {
+                text.push_str("  Every secret was tried on these texts; what was signed is none of them:\n");
+                for (what, tried) in tried {
+                    let _ = writeln!(text, "    {what}: {}", shortened(&tried));
+                }
             }
             text
         }
     }
 }
 
-/// What makes a signature not fit, most common first.
-const MISTAKES: &str = "  Every secret was tried on: the raw body, the body as JavaScript prints it, the same with the ids last,\n  \
-the roles with the ids, and the ids alone. What usually is the matter:\n  \
-1. values were passed to fetchStripeSignature() that are not in the body, or in another order;\n  \
-2. the body was parsed and printed again on its way (spaces, numbers, key order);\n  \
-3. the secret is another app's, or a webhook endpoint's (whsec_);\n  \
-4. the secret was copied with a space or line feed;\n  \
-5. the request names another user or account than was signed.\n";
+/// `text` in one line, and not longer than is read.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 300;
+    let mut short: String = text
+        .chars()
+        .take(SHOWN)
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect();
+    if text.chars().nth(SHOWN).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+const UNEXPLAINED: &str = "no signature fits this request, and none of the known mistakes explains it. What it can be: values were \
+    signed that are not sent, or were changed on the way; the secret is another app's, or an old one; the signature is another \
+    user's or another account's";
