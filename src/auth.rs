@@ -139,6 +139,10 @@ impl BodyKind {
             return Err(BodyFault::ContentType);
         }
         let text = value.to_str().map_err(|_| BodyFault::ContentType)?;
+        // Outside quotes every second part is; a comma there begins another type for some readers.
+        if text.split('"').step_by(2).any(|part| part.contains(',')) {
+            return Err(BodyFault::ContentType);
+        }
         let essence = text.split(';').next().unwrap_or_default().trim();
         let (kind, subtype) = essence.split_once('/').unwrap_or((essence, ""));
         let json_suffix =
@@ -163,13 +167,19 @@ impl<'r> Carried<'r> {
             Self::Text(body) => match Document::parse(body) {
                 Ok(document) if document.is_object() && document.member("account_id").is_some() => Ok(Some(document)),
                 // It is JSON to a reader that is less strict, and may name an account for it.
-                Err(error @ (Json::DuplicateKey | Json::TooDeep)) if body.trim_ascii_start().starts_with(b"{") => {
+                Err(error @ (Json::DuplicateKey | Json::TooDeep | Json::ByteOrderMark | Json::Utf8))
+                    if begins_as_object(body) =>
+                {
                     Err(Error::BodyInvalid(error.into()))
                 }
                 Ok(_) | Err(_) => Ok(None),
             },
         }
     }
+}
+
+fn begins_as_object(body: &[u8]) -> bool {
+    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body).trim_ascii_start().starts_with(b"{")
 }
 
 impl Coverage {
@@ -291,5 +301,7 @@ mod tests {
             assert_eq!(kind(&[opaque]), Ok(BodyKind::Opaque), "{opaque}");
         }
         assert_eq!(kind(&["application/json", "text/plain"]), Err(BodyFault::ContentType));
+        assert_eq!(kind(&["application/json, text/plain"]), Err(BodyFault::ContentType));
+        assert_eq!(kind(&["multipart/form-data; boundary=\"a,b\""]), Ok(BodyKind::Opaque));
     }
 }

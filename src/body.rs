@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -82,6 +82,25 @@ impl Drop for Taken<'_> {
     }
 }
 
+/// Where a body may end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Where the library says so, as over HTTP/1.1, whose framing shows what broke off.
+    Framed,
+    /// Only where the client said so: over HTTP/2 the library takes a reset without an error for an end (RFC 9113,
+    /// section 8.1, which means answers).
+    Said,
+}
+
+impl End {
+    fn holds(self, body: &Incoming) -> bool {
+        match self {
+            Self::Framed => true,
+            Self::Said => body.is_end_stream(),
+        }
+    }
+}
+
 /// Reads all of `body`, at most `limit_bytes`, within `timeout`. `declared` is what its `Content-Length` said, which
 /// it must be: a browser that gives up can end a short body cleanly over HTTP/2.
 ///
@@ -90,6 +109,7 @@ impl Drop for Taken<'_> {
 pub async fn read_whole<'r>(
     body: &mut Incoming,
     declared: Option<u64>,
+    end: End,
     limit_bytes: u64,
     timeout: Duration,
     room: &'r Room,
@@ -118,7 +138,7 @@ pub async fn read_whole<'r>(
                 whole.extend_from_slice(&data);
             }
         }
-        if declared.is_some_and(|declared| declared != length) {
+        if declared.is_some_and(|declared| declared != length) || !end.holds(body) {
             return Err(Error::Broken);
         }
         Ok(if whole.is_empty() { first } else { whole.freeze() })
@@ -160,6 +180,7 @@ pub enum Outbound {
 pub struct Upload {
     source: Arc<Mutex<Option<Incoming>>>,
     progress: Arc<Progress>,
+    end: End,
     limit_bytes: u64,
     rate: u64,
     window: Duration,
@@ -171,9 +192,14 @@ pub struct Upload {
 pub struct Progress {
     bytes: AtomicU64,
     begun: AtomicBool,
-    ended: AtomicBool,
-    fault: Mutex<Option<Error>>,
-    moved: Mutex<Instant>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    moved: Instant,
+    waits_for_client: bool,
+    fault: Option<Error>,
 }
 
 /// The [`Upload`] as the one server that takes it reads it.
@@ -188,18 +214,14 @@ pub struct Streamed {
 impl Upload {
     /// Wraps `incoming`, of which at most `limit_bytes` are passed on, at no less than `rate` bytes a second over
     /// `window` of waiting for the client.
-    pub fn new(incoming: Incoming, limit_bytes: u64, rate: u64, window: Duration) -> Self {
+    pub fn new(incoming: Incoming, end: End, limit_bytes: u64, rate: u64, window: Duration) -> Self {
         let hint = incoming.size_hint();
-        let progress = Progress {
-            bytes: AtomicU64::new(0),
-            begun: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            fault: Mutex::new(None),
-            moved: Mutex::new(Instant::now()),
-        };
+        let state = State { moved: Instant::now(), waits_for_client: false, fault: None };
+        let progress = Progress { bytes: AtomicU64::new(0), begun: AtomicBool::new(false), state: Mutex::new(state) };
         Self {
             source: Arc::new(Mutex::new(Some(incoming))),
             progress: Arc::new(progress),
+            end,
             limit_bytes,
             rate,
             window,
@@ -236,25 +258,31 @@ impl Progress {
 
     /// Why it was broken off by the client's fault.
     pub fn fault(&self) -> Option<Error> {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state().fault
     }
 
-    /// When it last moved; `None` while it is still under way but waits for the client.
-    pub fn moved(&self) -> Instant {
-        *self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    /// When it last moved; `None` while it is the client that is waited for.
+    pub fn moved(&self) -> Option<Instant> {
+        let state = self.state();
+        (!state.waits_for_client).then_some(state.moved)
     }
 
-    /// Whether all of it was passed on.
-    pub fn ended(&self) -> bool {
-        self.ended.load(Ordering::Relaxed)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self) {
+        self.state().waits_for_client = true;
     }
 
     fn step(&self) {
-        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let mut state = self.state();
+        (state.moved, state.waits_for_client) = (Instant::now(), false);
     }
 
     fn fail(&self, error: Error) -> Error {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        let mut state = self.state();
+        (state.fault, state.waits_for_client) = (Some(error), false);
         error
     }
 }
@@ -269,6 +297,7 @@ impl Streamed {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(Some(Err(progress.fail(Error::Broken)))) };
         loop {
             let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                progress.wait();
                 let (_, timer) =
                     self.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(tokio::time::sleep(self.allowance))));
                 ready!(timer.as_mut().poll(cx));
@@ -278,12 +307,11 @@ impl Streamed {
                 self.allowance = self.allowance.saturating_sub(since.elapsed());
             }
             match frame {
-                None => {
-                    progress.ended.store(true, Ordering::Relaxed);
+                None if self.upload.end.holds(incoming) => {
                     progress.step();
                     return Poll::Ready(None);
                 }
-                Some(Err(_)) => return Poll::Ready(Some(Err(progress.fail(Error::Broken)))),
+                None | Some(Err(_)) => return Poll::Ready(Some(Err(progress.fail(Error::Broken)))),
                 Some(Ok(frame)) => {
                     let Ok(data) = frame.into_data() else { continue };
                     let length = data.len() as u64;
@@ -336,12 +364,73 @@ impl Body for Outbound {
     }
 }
 
+/// How fast a client takes an answer, where that cannot be seen on the connection: over HTTP/2 a stream without window
+/// stands still while the connection lives.
+///
+/// The client may keep us waiting for `patience` in all; what it takes earns that back at `rate` bytes a second.
+#[derive(Debug)]
+pub struct Pace {
+    patience: Duration,
+    rate: u64,
+    taking: Mutex<Taking>,
+}
+
+#[derive(Debug)]
+struct Taking {
+    allowance: Duration,
+    /// Since when something was there for the client to take.
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// Of a client that has nothing to take yet.
+    pub fn new(patience: Duration, rate: u64) -> Arc<Self> {
+        Arc::new(Self { patience, rate, taking: Mutex::new(Taking { allowance: patience, since: None }) })
+    }
+
+    /// Ends when the client has kept us waiting for too long.
+    pub async fn too_slow(&self) {
+        loop {
+            let now = Instant::now();
+            let deadline = {
+                let taking = self.taking();
+                taking.since.map_or(now + self.patience, |since| since + taking.allowance)
+            };
+            if deadline <= now {
+                return;
+            }
+            tokio::time::sleep_until(deadline).await;
+        }
+    }
+
+    fn taking(&self) -> MutexGuard<'_, Taking> {
+        self.taking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something is there for the client to take, after it took `bytes`.
+    fn offer(&self, bytes: usize) {
+        let earned = Duration::from_micros((bytes as u64).saturating_mul(1_000_000) / self.rate.max(1));
+        let mut taking = self.taking();
+        taking.allowance = (taking.allowance + earned).min(self.patience);
+        taking.since = Some(Instant::now());
+    }
+
+    /// The client has room for more.
+    fn ask(&self) {
+        let mut taking = self.taking();
+        if let Some(since) = taking.since.take() {
+            taking.allowance = taking.allowance.saturating_sub(since.elapsed());
+        }
+    }
+}
+
 /// The body of an answer to a client. `T` is held until the body was sent or given up, and told how it ended.
 #[derive(Debug)]
 pub struct Answer<T: Ending> {
     source: Source,
     sent_bytes: u64,
     ending: Option<T>,
+    pace: Option<Arc<Pace>>,
 }
 
 /// Who wants to know how an answer ended.
@@ -372,17 +461,28 @@ impl<T: Ending> Answer<T> {
     /// An answer of our own.
     pub fn whole(bytes: Bytes, ending: T) -> Self {
         let source = Source::Whole(if bytes.is_empty() { None } else { Some(bytes) });
-        Self { source, sent_bytes: 0, ending: Some(ending) }
+        Self { source, sent_bytes: 0, ending: Some(ending), pace: None }
     }
 
     /// An answer of our own, of which nobody wants to know how it ended.
     pub fn unrecorded(bytes: Bytes) -> Self {
-        Self { source: Source::Whole(Some(bytes)), sent_bytes: 0, ending: None }
+        Self { source: Source::Whole(Some(bytes)), sent_bytes: 0, ending: None, pace: None }
     }
 
     /// An upstream's answer, which may pause for `idle_timeout` at the most.
     pub fn upstream(incoming: Incoming, idle_timeout: Duration, ending: T) -> Self {
-        Self { source: Source::Upstream { incoming, idle_timeout, idle: None }, sent_bytes: 0, ending: Some(ending) }
+        let source = Source::Upstream { incoming, idle_timeout, idle: None };
+        Self { source, sent_bytes: 0, ending: Some(ending), pace: None }
+    }
+
+    /// The same, with `pace` told what the client takes.
+    #[must_use]
+    pub fn paced(mut self, pace: Option<Arc<Pace>>) -> Self {
+        if let Some(pace) = &pace {
+            pace.offer(0);
+        }
+        self.pace = pace;
+        self
     }
 
     fn end(&mut self, complete: bool) {
@@ -398,6 +498,9 @@ impl<T: Ending> Body for Answer<T> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let this = self.get_mut();
+        if let Some(pace) = &this.pace {
+            pace.ask();
+        }
         let next = loop {
             match &mut this.source {
                 Source::Whole(bytes) => break bytes.take().map(Ok),
@@ -424,6 +527,9 @@ impl<T: Ending> Body for Answer<T> {
         match next {
             Some(Ok(data)) => {
                 this.sent_bytes += data.len() as u64;
+                if let Some(pace) = &this.pace {
+                    pace.offer(data.len());
+                }
                 if this.is_end_stream() {
                     this.end(true);
                 }

@@ -14,7 +14,7 @@ use std::{
 use figment::{Figment, Profile, Provider as _, value::Dict};
 use sha2::{Digest as _, Sha256};
 
-use crate::{limits::Limits, route::RouteTable, server, upstream::Settings};
+use crate::{limits::Limits, route::RouteTable, server, tls, upstream::Settings};
 
 mod app;
 mod certificate;
@@ -164,7 +164,7 @@ fn read(path: &Path, name: &Arc<str>) -> Result<Vec<u8>, Errors> {
     let message = match read {
         Ok(length) if u64::try_from(length).is_ok_and(|length| length <= LIMIT_BYTES) => return Ok(bytes),
         Ok(_) => "the configuration is larger than 64 MiB".to_owned(),
-        Err(error) => format!("the configuration cannot be read: {}", error.kind()),
+        Err(error) => format!("the configuration cannot be read: {}", tls::reason(error.kind())),
     };
     let suggestion = "name the file with --config FILE or COUNTERSIGN_CONFIG; without either it is config/countersign.toml, or \
                       else /etc/countersign/countersign.toml";
@@ -243,8 +243,25 @@ fn access_log(root: &Section<'_>) -> Option<AccessLog> {
             );
             None
         }
-        path => Some(AccessLog::File(root.context.file(path))),
+        path => writable(&item, root.context.file(path)).map(AccessLog::File),
     }
+}
+
+/// A file that can be appended to, or made in its folder.
+fn writable(item: &section::Item<'_>, path: PathBuf) -> Option<PathBuf> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let open = match fs::OpenOptions::new().append(true).open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && folder.is_dir() => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err("its folder does not exist".to_owned()),
+        Err(error) => Err(error.kind().to_string()),
+        Ok(_) => Ok(()),
+    };
+    if let Err(why) = open {
+        let suggestion = "name a file in a folder that exists and that this service may write, or \"stdout\"";
+        item.error(&format!("the access log cannot be written: {why}"), Some(suggestion));
+        return None;
+    }
+    Some(path)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 
 use crate::{
     auth::{self, BodyKind, Carried, Presented, Principal},
-    body::{self, Room, Upload},
+    body::{self, Pace, Room, Upload},
     clock::{Clock, unix_seconds},
     cors, headers,
     limits::Limits,
@@ -56,6 +56,8 @@ pub struct Arrival {
     pub fault: Option<Fault>,
     /// Keeps the connection from being idle.
     pub busy: Busy,
+    /// Told what the client takes of the answer, where the connection does not show it.
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// What is decided of a request.
@@ -86,20 +88,23 @@ impl Gateway {
         let mut body = Some(body);
         let now = self.clock.now();
         let record = access(&arrival, &parts, now);
-        let mut exchange = Exchange::open(&self.log, record, arrival.busy);
+        let mut exchange = Exchange::open(&self.log, record, arrival.busy, arrival.pace);
 
         let outcome = match head::check(&parts, arrival.fault, &self.limits) {
             Ok(()) if cors::is_preflight(&parts.method, &parts.headers) => Ok(preflight(&mut exchange)),
             Ok(()) => self.forward(&parts, &mut body, now, arrival.client, &mut exchange).await,
             Err(rejection) => Err(rejection),
         };
-        if let Some(body) = body {
-            leave_unread(&parts, body, &self.limits);
-        }
-        match outcome {
+        let unread = body.filter(|body| !body.is_end_stream());
+        let closes = unread.is_some_and(|body| leave_unread(&parts, body, &self.limits));
+        let mut response = match outcome {
             Ok(response) => exchange.answer(response),
             Err(rejection) => exchange.refuse(&rejection),
+        };
+        if closes {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        response
     }
 
     /// The answer where answering itself failed.
@@ -122,7 +127,8 @@ impl Gateway {
         let (parts, body) = request.into_parts();
         let mut body = Some(body);
         let now = self.clock.now();
-        let mut exchange = Exchange::open(&self.log, access(&arrival, &parts, now), arrival.busy);
+        let record = access(&arrival, &parts, now);
+        let mut exchange = Exchange::open(&self.log, record, arrival.busy, None);
         head::check(&parts, arrival.fault, &self.limits)?;
         if cors::is_preflight(&parts.method, &parts.headers) {
             return Ok(Verdict::Preflight);
@@ -156,8 +162,12 @@ impl Gateway {
         exchange: &mut Exchange,
     ) -> Result<Admitted<'r>, Rejection> {
         head::check_host(parts, &self.names)?;
-        head::check_method(parts)?;
-        let path = CanonicalPath::parse(parts.uri.path())?;
+        let path = CanonicalPath::parse(parts.uri.path());
+        if head::is_never_forwarded(&parts.method) {
+            let route = path.ok().and_then(|path| self.routes.find(&path));
+            return Err(Rejection::never_forwarded(&parts.method, route.map(|route| &route.methods)));
+        }
+        let path = path?;
         let route = self.routes.find(&path).ok_or_else(Rejection::route_unknown)?;
         exchange.note_route(route);
         if !route.methods.contains(&parts.method) {
@@ -187,7 +197,8 @@ impl Gateway {
             kind @ (BodyKind::Json | BodyKind::Text) => {
                 let limit_bytes = route.body_limit_bytes.unwrap_or(self.limits.body_bytes);
                 let timeout = self.limits.body_timeout;
-                let (whole, taken) = body::read_whole(incoming, declared, limit_bytes, timeout, &self.room).await?;
+                let (whole, taken) =
+                    body::read_whole(incoming, declared, head::end(parts), limit_bytes, timeout, &self.room).await?;
                 exchange.note_received(whole.len() as u64);
                 Ok(if whole.is_empty() { Limited::Nothing } else { Limited::Read { whole, kind, _taken: taken } })
             }
@@ -226,7 +237,8 @@ impl Gateway {
         };
         let upload = match (limited, body.take()) {
             (Limited::Unread { limit_bytes }, Some(body)) => {
-                let upload = Upload::new(body, *limit_bytes, self.limits.stream_rate, self.limits.stream_window);
+                let (rate, window) = (self.limits.stream_rate, self.limits.stream_window);
+                let upload = Upload::new(body, head::end(parts), *limit_bytes, rate, window);
                 exchange.note_upload(&upload);
                 Some(upload)
             }
@@ -256,11 +268,15 @@ impl Gateway {
     fn passable(&self, answered: Answered, asked: &Parts, route: &Route, exchange: &mut Exchange) -> Response<Content> {
         let (mut parts, body) = answered.response.into_parts();
         let length_only = asked.method == Method::HEAD;
-        headers::inbound(&mut parts.headers, route, &answered.authority, length_only);
+        let upstream = self.upstreams.get(route.upstream);
+        let is_upstream = |scheme: Option<&str>, host: &str, port| {
+            upstream.is_some_and(|upstream| upstream.has_server(scheme, host, port))
+        };
+        headers::inbound(&mut parts.headers, route, is_upstream, length_only);
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
         exchange.hold(answered.place);
-        let idle_timeout = self.upstreams.get(route.upstream).map_or(self.limits.idle_timeout, Upstream::idle_timeout);
+        let idle_timeout = upstream.map_or(self.limits.idle_timeout, Upstream::idle_timeout);
         Response::from_parts(parts, Content::Upstream { body, idle_timeout })
     }
 }
@@ -306,13 +322,16 @@ fn preflight(exchange: &mut Exchange) -> Response<Content> {
 }
 
 /// Sees to it that a client that is still sending gets to read its answer: over HTTP/1.1 what it sends is thrown away,
-/// within limits. HTTP/2 has a stream of its own for that. A client that waits for a go-ahead is not given one.
-fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits) {
+/// within limits. HTTP/2 has a stream of its own for that. A client that waits for a go-ahead is not given one, and its
+/// connection closes, for what it sends next may be that body or another request; that is answered.
+fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits) -> bool {
     let waits = parts.headers.contains_key(header::EXPECT);
-    if parts.version != Version::HTTP_2 && !waits && !body.is_end_stream() {
+    let http1 = parts.version != Version::HTTP_2;
+    if http1 && !waits {
         // It ends with its connection, whose task is waited for.
         tokio::spawn(body::discard(body, limits.discard_bytes, limits.discard_timeout));
     }
+    http1 && waits
 }
 
 fn access(arrival: &Arrival, parts: &Parts, arrived: SystemTime) -> Access {

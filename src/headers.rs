@@ -1,6 +1,8 @@
 //! Which headers pass, in which direction, and which are ours.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::Authority};
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{
     auth::Principal,
@@ -74,10 +76,17 @@ pub fn outbound(inbound: &HeaderMap, edits: &HeaderEdits, ours: Statement<'_>) -
 }
 
 /// Makes the headers of an upstream's answer fit for the client: without those of its connection, its cookies, its
-/// word on cross-origin access, and any that would pass for ours; a `Location` that names the upstream becomes the
-/// gateway's own path. `keep_length` for answers to `HEAD`, which have a length but no body.
-pub fn inbound(headers: &mut HeaderMap, route: &Route, upstream: &Authority, keep_length: bool) {
+/// word on cross-origin access and on identities; a `Location` that names a server for which `is_upstream` holds
+/// (scheme if given, host, port if given) becomes the gateway's own path. `keep_length` for answers to `HEAD`, which have
+/// a length but no body.
+pub fn inbound(
+    headers: &mut HeaderMap,
+    route: &Route,
+    is_upstream: impl Fn(Option<&str>, &str, Option<u16>) -> bool,
+    keep_length: bool,
+) {
     let nominated = nominated(headers);
+    let keep_length = keep_length && has_one_length(headers);
     let gone: Vec<HeaderName> = headers
         .keys()
         .filter(|name| nominated.contains(name) || !answer_passes(name.as_str(), keep_length))
@@ -87,8 +96,11 @@ pub fn inbound(headers: &mut HeaderMap, route: &Route, upstream: &Authority, kee
         headers.remove(name);
     }
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        if let Some(location) = headers.get(&name).and_then(|value| own_location(value, route, upstream)) {
-            headers.insert(name, location);
+        let Some(value) = headers.get(&name) else { continue };
+        match Location::of(value.as_bytes(), &is_upstream) {
+            Location::Elsewhere => {}
+            Location::Own(path) => drop(headers.insert(name, own_path(path, route))),
+            Location::Unreadable => drop(headers.remove(name)),
         }
     }
     for name in &route.response_headers.remove {
@@ -97,6 +109,12 @@ pub fn inbound(headers: &mut HeaderMap, route: &Route, upstream: &Authority, kee
     for (name, value) in &route.response_headers.set {
         headers.insert(name, value.clone());
     }
+}
+
+fn has_one_length(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let plain = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    lengths.next().is_some_and(plain) && lengths.next().is_none()
 }
 
 /// Whether a name is set by the gateway alone, so that no configuration may touch it.
@@ -141,9 +159,8 @@ fn passes(name: &str) -> bool {
         | "forwarded"
         | "via"
         | "proxy"
-        | "remote-user"
-        | "remote-addr"
-        | "remote-host"
+        | "proxy-user"
+        | "sm-user"
         | "client-ip"
         | "x-client-ip"
         | "x-real-ip"
@@ -168,14 +185,23 @@ fn passes(name: &str) -> bool {
         | "x-user-email"
         | "x-user-role"
         | "x-user-roles"
+        | "x-userinfo"
         | "x-email"
         | "x-groups"
         | "x-roles"
         | "x-account-id"
+        | "x-proxy-user"
+        | "x-id-token"
+        | "x-jwt-assertion"
+        | "x-credential-identifier"
         | "x-scheme"
         | "x-url-scheme"
         | "x-protocol"
         | "front-end-https"
+        | "fly-client-ip"
+        | "wl-proxy-client-ip"
+        | "x-nf-client-connection-ip"
+        | "x-arr-clientcert"
         // Of routing.
         | "x-original-url"
         | "x-original-uri"
@@ -190,7 +216,11 @@ fn passes(name: &str) -> bool {
         | "x-http-host-override"
         | "x-http-method-override"
         | "x-http-method"
+        | "x-http-verb-override"
         | "x-method-override"
+        | "x-script-name"
+        | "x-replaced-path"
+        | "request-uri"
         | "x-http-path-override"
         | "x-http-destinationurl"
         | "x-sendfile-type"
@@ -212,28 +242,41 @@ fn passes(name: &str) -> bool {
 }
 
 /// Beginnings of names by which other gateways hand on identity, address or routing.
-const PREFIXES: [&str; 22] = [
+const PREFIXES: [&str; 35] = [
     "countersign-",
     "x-countersign-",
     "x-forwarded",
     "x-original-forwarded",
+    "forwarded-",
+    "remote-",
     "x-remote-",
-    "x-auth-request-",
+    "x-auth-",
     "x-authenticated-",
     "x-authentik-",
     "x-authelia-",
     "x-webauth-",
+    "x-pomerium-",
+    "x-vouch-",
+    "oidc-",
+    "oam-",
+    "iv-",
+    "sm-",
+    "tailscale-",
+    "impersonate-",
     "x-envoy-",
     "x-accel-",
     "x-middleware-",
     "x-consumer-",
     "x-amzn-oidc-",
     "x-goog-",
+    "x-appengine-",
     "x-ms-client-principal",
     "x-ms-token-",
     "x-ssl-client-",
     "ssl-client-",
     "x-client-cert",
+    "x-client-dn",
+    "client-cert",
     "cf-",
 ];
 
@@ -259,10 +302,15 @@ fn hop_by_hop(name: &str) -> bool {
 fn answer_passes(name: &str, keep_length: bool) -> bool {
     match name {
         "content-length" => keep_length,
-        "set-cookie" | "set-cookie2" | "alt-svc" | "stripe-signature" | "x-request-id" | "via" | "traceparent" => false,
+        "set-cookie" | "set-cookie2" | "alt-svc" | "stripe-signature" | "x-request-id" | "via" | "traceparent"
+        | "forwarded" | "x-real-ip" => false,
         _ => {
-            let ours = ["access-control-", "countersign-", "x-forwarded-", "x-accel-"];
-            !hop_by_hop(name) && !ours.iter().any(|prefix| name.starts_with(prefix))
+            let folds = name.contains(['_', '.', '~']);
+            let folded = if folds { Cow::Owned(name.replace(['_', '.', '~'], "-")) } else { Cow::Borrowed(name) };
+            let ours = ["access-control-", "countersign-", "x-countersign-", "x-forwarded-", "x-accel-", "x-envoy-"];
+            !hop_by_hop(name)
+                && !ours.iter().any(|prefix| folded.starts_with(prefix))
+                && !names_stripe_identity(folded.strip_prefix("x-").unwrap_or(&folded))
         }
     }
 }
@@ -278,21 +326,51 @@ fn roles(principal: &Principal) -> Option<HeaderValue> {
     if list.is_empty() { None } else { HeaderValue::try_from(list).ok() }
 }
 
-/// The gateway's own path for a location that names the upstream itself; `None` for one that names somebody else, or
-/// is relative to the request's own path.
-fn own_location(value: &HeaderValue, route: &Route, upstream: &Authority) -> Option<HeaderValue> {
-    let text = value.to_str().ok()?;
-    let path_and_rest = if text.starts_with('/') && !text.starts_with("//") {
-        text
-    } else {
-        let uri: Uri = text.parse().ok()?;
-        let authority = uri.authority()?;
-        if !same_authority(authority, upstream) {
-            return None;
+/// Where a `Location` leads, as a browser reads it: a backslash counts as a slash.
+enum Location<'l> {
+    /// To the upstream itself; the path, query and fragment there.
+    Own(&'l str),
+    /// To somebody else, or relative to the request's own path.
+    Elsewhere,
+    /// It cannot be told, and may name an internal address.
+    Unreadable,
+}
+
+impl<'l> Location<'l> {
+    fn of(value: &'l [u8], is_upstream: impl Fn(Option<&str>, &str, Option<u16>) -> bool) -> Self {
+        let Ok(text) = std::str::from_utf8(value) else { return Self::Unreadable };
+        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Self::Unreadable;
         }
-        let start = text.find(authority.as_str())? + authority.as_str().len();
-        text.get(start..).filter(|rest| !rest.is_empty()).unwrap_or("/")
-    };
+        let is_slash = |c: char| matches!(c, '/' | '\\');
+        let (scheme, rest) = match text.split_once(':') {
+            Some((scheme, rest)) if scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b)) => {
+                (Some(scheme), rest)
+            }
+            Some(_) | None => (None, text),
+        };
+        let Some(rest) = rest.strip_prefix(is_slash).and_then(|rest| rest.strip_prefix(is_slash)) else {
+            return if scheme.is_none() && text.starts_with('/') { Self::Own(text) } else { Self::Elsewhere };
+        };
+        let end = rest.find(|c| is_slash(c) || matches!(c, '?' | '#')).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let address = authority.rsplit('@').next().unwrap_or_default();
+        let (host, port) = match address.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port),
+            Some(_) | None => (address, ""),
+        };
+        let port = if port.is_empty() { Some(None) } else { port.parse().ok().map(Some) };
+        match port {
+            Some(port) if is_upstream(scheme, host, port) => Self::Own(path),
+            Some(_) | None => Self::Elsewhere,
+        }
+    }
+}
+
+/// The gateway's path for one of the upstream's. It begins with exactly one slash, or it would name another host.
+fn own_path(path_and_rest: &str, route: &Route) -> HeaderValue {
+    let path_and_rest = path_and_rest.trim_start_matches(['/', '\\']);
+    let path_and_rest = format!("/{path_and_rest}");
     let own = match (&route.upstream_path, route.pattern.is_prefix()) {
         (Some(put), true) => {
             let below = path_and_rest.strip_prefix(put.as_str().trim_end_matches('/'));
@@ -305,15 +383,9 @@ fn own_location(value: &HeaderValue, route: &Route, upstream: &Authority) -> Opt
         }
         (None, _) => None,
     };
-    let own = own.unwrap_or_else(|| {
-        if path_and_rest.starts_with('/') { path_and_rest.to_owned() } else { format!("/{path_and_rest}") }
-    });
-    HeaderValue::try_from(own).ok()
-}
-
-fn same_authority(one: &Authority, other: &Authority) -> bool {
-    one.host().eq_ignore_ascii_case(other.host()) && one.port_u16().unwrap_or(80) == other.port_u16().unwrap_or(80)
-        || one.as_str().eq_ignore_ascii_case(other.as_str())
+    let own = own.unwrap_or(path_and_rest);
+    let own = format!("/{}", own.trim_start_matches(['/', '\\']));
+    HeaderValue::try_from(own).unwrap_or(HeaderValue::from_static("/"))
 }
 
 /// The path and query of the request to the upstream.

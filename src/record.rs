@@ -7,7 +7,7 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -65,7 +65,8 @@ pub struct Log {
     shared: Arc<Shared>,
 }
 
-/// The thread behind a [`Log`]; dropping it does not stop it, [`Writer::finish`] does.
+/// The threads behind a [`Log`]: one writes, and one says what was lost, for the first may hang in its sink. Dropping
+/// this does not stop them, [`Writer::finish`] does.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
@@ -78,12 +79,23 @@ struct Shared {
     waiting: Mutex<Waiting>,
     wake: Condvar,
     dropped: AtomicU64,
+    told: Mutex<Told>,
+    loss: Condvar,
+}
+
+/// What was said of lost lines.
+#[derive(Debug, Default)]
+struct Told {
+    dropped: u64,
+    finished: bool,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     lines: Vec<u8>,
     count: u64,
+    /// Lines that the writer has taken and not written yet.
+    writing: u64,
     writer_sleeps: bool,
     finished: bool,
 }
@@ -99,20 +111,24 @@ impl Log {
             waiting: Mutex::new(Waiting::default()),
             wake: Condvar::new(),
             dropped: AtomicU64::new(0),
+            told: Mutex::default(),
+            loss: Condvar::new(),
         });
         let writing = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || writing.write_to(sink))?;
+        let reporting = Arc::clone(&shared);
+        std::thread::Builder::new().name("access-log-loss".into()).spawn(move || reporting.report_losses())?;
         Ok((Self { shared: Arc::clone(&shared) }, Writer { shared, thread }))
     }
 
     /// Hands over `record`. Never waits.
     pub fn push(&self, record: &Access) {
-        let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.shared.waiting();
         let before = waiting.lines.len();
         if before >= WAITING_LIMIT_BYTES || record.print(&self.shared.config, &mut waiting.lines).is_err() {
             waiting.lines.truncate(before);
             drop(waiting);
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            self.shared.lose(1);
             return;
         }
         waiting.count += 1;
@@ -130,32 +146,43 @@ impl Log {
 }
 
 impl Writer {
-    /// Writes what waits and ends the thread, but waits for a sink that hangs no longer than `patience`.
+    /// Writes what waits and ends the threads, but waits for a sink that hangs no longer than `patience`. What is lost
+    /// with it is said.
     pub fn finish(self, patience: Duration) {
-        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).finished = true;
+        self.shared.waiting().finished = true;
         self.shared.wake.notify_one();
         let deadline = Instant::now() + patience;
         while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
+        if !self.thread.is_finished() {
+            let unwritten = {
+                let waiting = self.shared.waiting();
+                waiting.count + waiting.writing
+            };
+            self.shared.dropped.fetch_add(unwritten, Ordering::Relaxed);
+        }
+        let mut told = self.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.finished = true;
+        self.shared.tell(&mut told);
+        self.shared.loss.notify_one();
     }
 }
 
 impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write_to(&self, mut sink: Box<dyn Write + Send>) {
         let mut lines = Vec::new();
-        let mut reported = (0, None::<Instant>);
         loop {
-            let (count, finished) = self.take(&mut lines);
-            if !lines.is_empty() && sink.write_all(&lines).and_then(|()| sink.flush()).is_err() {
-                self.dropped.fetch_add(count, Ordering::Relaxed);
-            }
+            let finished = self.take(&mut lines);
+            let written = lines.is_empty() || sink.write_all(&lines).and_then(|()| sink.flush()).is_ok();
             lines.clear();
-            let dropped = self.dropped.load(Ordering::Relaxed);
-            let due = reported.1.is_none_or(|at| at.elapsed() >= REPORT_EVERY);
-            if dropped > reported.0 && (due || finished) {
-                tracing::warn!(dropped = dropped - reported.0, total = dropped, "access log lines dropped");
-                reported = (dropped, Some(Instant::now()));
+            let count = std::mem::take(&mut self.waiting().writing);
+            if !written {
+                self.lose(count);
             }
             if finished {
                 return;
@@ -164,22 +191,40 @@ impl Shared {
         }
     }
 
-    /// Moves what waits into `lines`, sleeping until there is something.
-    fn take(&self, lines: &mut Vec<u8>) -> (u64, bool) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    fn lose(&self, lines: u64) {
+        if self.dropped.fetch_add(lines, Ordering::Relaxed) == 0 {
+            self.loss.notify_one();
+        }
+    }
+
+    /// Says what was lost, the first time at once and then now and again.
+    fn report_losses(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        while !told.finished {
+            self.tell(&mut told);
+            told = self.loss.wait_timeout(told, REPORT_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn tell(&self, told: &mut Told) {
+        let total = self.dropped.load(Ordering::Relaxed);
+        if total > told.dropped {
+            tracing::warn!(dropped = total - told.dropped, total, "access log lines dropped");
+            told.dropped = total;
+        }
+    }
+
+    /// Moves what waits into `lines`, sleeping until there is something; whether it is the last.
+    fn take(&self, lines: &mut Vec<u8>) -> bool {
+        let mut waiting = self.waiting();
         while waiting.lines.is_empty() && !waiting.finished {
             waiting.writer_sleeps = true;
-            let report_due = self.dropped.load(Ordering::Relaxed) > 0;
-            let patience = if report_due { REPORT_EVERY } else { Duration::from_secs(3600) };
-            let (next, timeout) = self.wake.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner);
-            waiting = next;
-            if timeout.timed_out() && report_due {
-                break;
-            }
+            waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         waiting.writer_sleeps = false;
         std::mem::swap(&mut waiting.lines, lines);
-        (std::mem::take(&mut waiting.count), waiting.finished)
+        waiting.writing = std::mem::take(&mut waiting.count);
+        waiting.finished
     }
 }
 

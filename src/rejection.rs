@@ -107,6 +107,18 @@ impl Rejection {
         Self { allow: Some(allow), ..Self::new(Code::MethodNotAllowed, detail) }
     }
 
+    /// The method is none that goes on, whatever the route, if there is one, takes.
+    pub fn never_forwarded(method: &http::Method, methods: Option<&Methods>) -> Self {
+        let allow = methods.map(Methods::to_string).unwrap_or_default();
+        let hint = if method == http::Method::OPTIONS {
+            "; a preflight has the headers Origin and Access-Control-Request-Method"
+        } else {
+            ""
+        };
+        let detail = format!("{method} is answered by no route{hint}; use a method of Allow");
+        Self { allow: Some(allow), ..Self::new(Code::MethodNotAllowed, detail) }
+    }
+
     /// The host is none of the listener's names.
     pub fn misdirected() -> Self {
         Self::new(

@@ -108,7 +108,7 @@ pub fn client(
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreadable(kind) => write!(f, "cannot be read: {kind}"),
+            Self::Unreadable(kind) => write!(f, "cannot be read: {}", reason(*kind)),
             Self::NoCertificate => f.write_str("holds no PEM certificate"),
             Self::NoKey => f.write_str("holds no PEM private key"),
             Self::Syntax => f.write_str("is not valid PEM"),
@@ -116,6 +116,14 @@ impl fmt::Display for Error {
             Self::Unusable(_) => f.write_str("cannot be used"),
             Self::NoRoots => f.write_str("holds no usable root certificate"),
         }
+    }
+}
+
+/// Why a file cannot be read, in the words of a shell.
+pub fn reason(kind: std::io::ErrorKind) -> String {
+    match kind {
+        std::io::ErrorKind::NotFound => "no such file".to_owned(),
+        other => other.to_string(),
     }
 }
 

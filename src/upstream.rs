@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, HeaderValue, Method, Request, Response, Uri, Version,
     uri::{Authority, PathAndQuery, Scheme},
 };
 use hyper::body::Incoming;
@@ -104,8 +104,6 @@ pub enum Payload {
 #[derive(Debug)]
 pub struct Answered {
     pub response: Response<Incoming>,
-    /// The server that answered.
-    pub authority: Authority,
     /// Counts as in flight until dropped.
     pub place: OwnedSemaphorePermit,
 }
@@ -190,6 +188,21 @@ impl Upstream {
         &self.shared.settings.name
     }
 
+    /// Whether one of its servers is the one at `host` and `port`, for which `None` is that of `scheme`; without a
+    /// scheme any server's will do.
+    pub fn has_server(&self, scheme: Option<&str>, host: &str, port: Option<u16>) -> bool {
+        self.shared.settings.servers.iter().any(|server| {
+            let standard = if server.scheme == Scheme::HTTPS { 443 } else { 80 };
+            let asked = match scheme {
+                Some(scheme) if scheme.eq_ignore_ascii_case("https") => 443,
+                Some(_) => 80,
+                None => standard,
+            };
+            server.authority.host().trim_end_matches('.').eq_ignore_ascii_case(host.trim_end_matches('.'))
+                && server.authority.port_u16().unwrap_or(standard) == port.unwrap_or(asked)
+        })
+    }
+
     /// The longest pause within an answer.
     pub fn idle_timeout(&self) -> Duration {
         self.shared.settings.idle_timeout
@@ -212,7 +225,7 @@ impl Upstream {
             let at = first.wrapping_add(turn) % servers.len();
             let (Some(server), Some(host)) = (servers.get(at), self.shared.hosts.get(at)) else { break };
             match self.ask(server, host, &request).await {
-                Ok(response) => return Ok(Answered { response, authority: server.authority.clone(), place }),
+                Ok(response) => return Ok(Answered { response, place }),
                 Err(Failed::NotConnected(error)) => {
                     last = error;
                     turn += 1;
@@ -244,12 +257,7 @@ impl Upstream {
             return Err(Failed::Finally(Error::Client(fault)));
         }
         let response = answered.ok_or(Failed::Finally(Error::Timeout))?.map_err(|error| Failed::from(&error))?;
-        let usable = (200..600).contains(&response.status().as_u16());
-        if usable && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            Ok(response)
-        } else {
-            Err(Failed::Finally(Error::Invalid))
-        }
+        if is_usable(&response) { Ok(response) } else { Err(Failed::Finally(Error::Invalid)) }
     }
 }
 
@@ -278,6 +286,8 @@ impl From<&hyper_util::client::legacy::Error> for Failed {
         if error.is_connect() {
             return Self::NotConnected(if connect::timed_out(error) { Error::Timeout } else { Error::Unreachable });
         }
+        // A part of an answer says that the server has worked on the request.
+        let lost = if connect::Answering::on(error) { Self::Finally(Error::Unreachable) } else { Self::Lost };
         let mut source = std::error::Error::source(error);
         while let Some(cause) = source {
             if let Some(hyper) = cause.downcast_ref::<hyper::Error>() {
@@ -285,11 +295,11 @@ impl From<&hyper_util::client::legacy::Error> for Failed {
                     return Self::Finally(Error::Invalid);
                 }
                 if hyper.is_incomplete_message() || hyper.is_canceled() || hyper.is_closed() {
-                    return Self::Lost;
+                    return lost;
                 }
             }
             if cause.is::<std::io::Error>() {
-                return Self::Lost;
+                return lost;
             }
             source = cause.source();
         }
@@ -306,14 +316,27 @@ async fn within<T>(patience: Duration, progress: Option<&Progress>, answer: impl
             biased;
             answered = &mut answer => return Some(answered),
             () = tokio::time::sleep_until(deadline) => {
-                let moved = progress.map(|progress| progress.moved() + patience);
-                match moved {
-                    Some(later) if later > deadline => deadline = later,
-                    Some(_) | None => return None,
+                let progress = progress?;
+                // Whom the client keeps waiting is not late; the upload has bounds of its own for that.
+                let later = progress.moved().unwrap_or_else(Instant::now) + patience;
+                if later <= deadline {
+                    return None;
                 }
+                deadline = later;
             }
         }
     }
+}
+
+/// Whether an answer is a final one whose body has one framing that can be undone.
+fn is_usable(response: &Response<Incoming>) -> bool {
+    let mut codings = response.headers().get_all(http::header::TRANSFER_ENCODING).iter();
+    let framed = match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    };
+    framed && (200..600).contains(&response.status().as_u16())
 }
 
 fn uri(server: &Origin, target: &str) -> Option<Uri> {

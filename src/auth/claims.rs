@@ -99,11 +99,14 @@ impl Member {
         }
         for pair in request.query.unwrap_or_default().split('&') {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            if query_text(name).is_some_and(|name| name == self.name())
-                && let Some(value) = query_text(value)
-                && value.starts_with(self.prefix())
-            {
-                take(&value)?;
+            if query_text(name).is_none_or(|name| name != self.name()) {
+                continue;
+            }
+            match query_text(value) {
+                Some(value) if value.starts_with(self.prefix()) => take(&value)?,
+                // A reader that is less strict takes what stands before or around the broken escape.
+                None if value.starts_with(self.prefix()) => return Err(Error::IdentityInvalid(self)),
+                Some(_) | None => {}
             }
         }
         Ok(found)

@@ -128,12 +128,15 @@ impl Candidate {
     }
 }
 
-/// The one signature of `headers`.
+/// The one signature of `headers`. A blank header is none.
 pub(super) fn signature_of(headers: &HeaderMap) -> Result<Signature<'_>, Error> {
     let mut values = headers.get_all(STRIPE_SIGNATURE).iter();
     let value = values.next().ok_or(Error::SignatureMissing)?;
     if values.next().is_some() {
         return Err(Error::SecondSignature);
+    }
+    if value.is_empty() {
+        return Err(Error::SignatureMissing);
     }
     Signature::parse(value.as_bytes()).map_err(Error::SignatureMalformed)
 }

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    config::{self, Config, Environment, Scrutiny, Warning, masked},
+    config::{self, Config, Environment, Errors, Problem, Scrutiny, Warning, masked},
     policy::{Accounts, Demand},
     route::{Pattern, Route},
 };
@@ -28,7 +28,8 @@ pub enum Format {
 }
 
 /// Checks the configuration at `config_path`: a table of routes and the warnings on `out`, or all errors on `err`.
-/// Answers the exit code. With `strict` the names of upstreams must resolve. Nobody reading is no mistake.
+/// Answers the exit code; errors as JSON are an
+/// answer too and go to `out`. With `strict` the names of upstreams must resolve. Nobody reading is no mistake.
 pub fn run(
     config_path: &Path,
     strict: bool,
@@ -42,7 +43,10 @@ pub fn run(
         Ok(config) => config,
         Err(errors) => {
             // Where nobody reads, the exit code still tells.
-            let _ = write!(err, "{errors}").and_then(|()| err.flush());
+            let _ = match format {
+                Format::Text => write!(err, "{errors}").and_then(|()| err.flush()),
+                Format::Json => writeln!(out, "{}", json_errors(&errors)).and_then(|()| out.flush()),
+            };
             return CONFIGURATION;
         }
     };
@@ -126,6 +130,20 @@ fn json(config: &Config) -> Value {
         "routes": config.routes.iter().map(route).collect::<Vec<_>>(),
         "warnings": config.warnings.iter().map(warning).collect::<Vec<_>>(),
     })
+}
+
+fn json_errors(errors: &Errors) -> Value {
+    let error = |problem: &Problem| {
+        json!({
+            "file": &*problem.file,
+            "line": problem.line(),
+            "column": problem.column(),
+            "variable": problem.variable(),
+            "message": problem.message,
+            "suggestion": problem.suggestion,
+        })
+    };
+    json!({ "errors": errors.iter().map(error).collect::<Vec<_>>() })
 }
 
 fn app(route: &Route) -> &str {

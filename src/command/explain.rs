@@ -89,7 +89,7 @@ pub(super) fn run(options: &Options) -> u8 {
     let Some((gateway, _writer)) = gateway(routes, names, limits, now) else { return SOFTWARE };
     let activity = Activity::new();
     let judged = replay::replay(&gateway.limits, &capture.bytes, |request, fault| {
-        gateway.judge(Arrival { client: None, fault, busy: Busy::new(&activity) }, request)
+        gateway.judge(Arrival { client: None, fault, busy: Busy::new(&activity), pace: None }, request)
     });
     let Some(judged) = judged else {
         say_error("error: this is no HTTP request, or not all of one\n");

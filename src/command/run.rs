@@ -4,6 +4,7 @@ use std::{
     fs::OpenOptions,
     io::{self, Write},
     path::PathBuf,
+    task::Poll,
     time::Duration,
 };
 
@@ -91,13 +92,30 @@ pub(super) fn serve(server: Server, writer: Writer) -> u8 {
     FINE
 }
 
-/// Has the first signal drain and a second one end the process at once; answers once both would.
+/// Has the first signal to stop drain and a second one end the process at once; answers once both would. Those by which
+/// others reload or reopen are said and ignored.
 fn watch_signals(stop: &Stop) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let guard = runtime.enter();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut others = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()]
+        .into_iter()
+        .map(signal)
+        .collect::<io::Result<Vec<_>>>()?;
     drop(guard);
     let stop = stop.clone();
+    let ignore = async move {
+        loop {
+            std::future::poll_fn(|cx| {
+                let any = others.iter_mut().any(|other| other.poll_recv(cx).is_ready());
+                if any { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            tracing::warn!(
+                "ignored a signal: the configuration and the log are opened at start only; restart to change them"
+            );
+        }
+    };
     let obey = async move {
         let mut any = async || tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} };
         any().await;
@@ -107,6 +125,7 @@ fn watch_signals(stop: &Stop) -> io::Result<()> {
         tracing::warn!("stopped at once");
         std::process::exit(i32::from(NEGATIVE));
     };
-    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(obey))?;
+    let both = async { tokio::join!(obey, ignore) };
+    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(both))?;
     Ok(())
 }

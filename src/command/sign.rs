@@ -184,16 +184,21 @@ pub(super) fn signed(request: Request<'_>, key: &SigningKey) -> Result<Signed, S
     if url.scheme().is_none() || url.authority().is_none() {
         return Err(format!("`{}` is not a URL with scheme and host", request.url));
     }
+    if request.url.contains('#') {
+        return Err(format!("`{}` has a fragment (#), which is never sent", request.url));
+    }
     let extras = extras(request.payload, &request.roles)?;
     let bodyless = matches!(request.method, Method::GET | Method::HEAD);
     if bodyless && (extras.is_some() || request.carrier == Some(Carrier::Body)) {
         return Err(
-            "a GET or HEAD has no body to carry a payload, roles or ids; use POST, or --carrier headers".to_owned()
+            "a GET or HEAD has no body: it can carry no payload and no roles, and its ids go by --carrier headers or query"
+                .to_owned()
         );
     }
     if request.body.is_some() && (extras.is_some() || request.carrier == Some(Carrier::Body)) {
         return Err(
-            "a --body is sent as it is: ids go by --carrier headers or query, roles and extra values by --payload"
+            "a --body is sent as it is: put stripe_roles and other values into the file, and let the ids go by --carrier headers \
+             or query"
                 .to_owned(),
         );
     }

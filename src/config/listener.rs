@@ -36,7 +36,7 @@ pub(super) fn listener(root: &Section<'_>) -> Option<Listener> {
     });
     let names = match section.item("names") {
         None => Some(Vec::new()),
-        Some(item) => names(&item),
+        Some(item) => names(&item, address.is_some_and(|address| is_private(address.ip()))),
     };
     Some(Listener { address: address?, certificates: Arc::new(certified?), names: names? })
 }
@@ -99,7 +99,8 @@ fn is_private(address: IpAddr) -> bool {
     }
 }
 
-fn names(item: &Item<'_>) -> Option<Vec<String>> {
+/// The names; private ones are warned of, unless the address `was_warned_of` already.
+fn names(item: &Item<'_>, was_warned_of: bool) -> Option<Vec<String>> {
     let mut names = Vec::new();
     let mut complete = true;
     for item in &item.list_or_empty("names = [\"gateway.example.com\"]")? {
@@ -114,7 +115,9 @@ fn names(item: &Item<'_>) -> Option<Vec<String>> {
                 return None;
             }
             let private = bare.parse().is_ok_and(is_private);
-            if private || bare == "localhost" || [".local", ".localhost"].iter().any(|end| bare.ends_with(end)) {
+            let private =
+                private || bare == "localhost" || [".local", ".localhost"].iter().any(|end| bare.ends_with(end));
+            if private && !was_warned_of {
                 item.warn(PRIVATE);
             }
             Some(name)

@@ -84,6 +84,14 @@ impl Problem {
         }
     }
 
+    /// The environment variable, where it is one.
+    pub fn variable(&self) -> Option<&str> {
+        match &self.place {
+            Place::Variable(name) => Some(name),
+            Place::File | Place::Line { .. } => None,
+        }
+    }
+
     fn order(&self) -> (u8, usize, usize, &str) {
         match &self.place {
             Place::File => (0, 0, 0, ""),

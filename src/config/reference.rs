@@ -9,6 +9,7 @@ use super::{
     mask::{looks_secret, quoted},
     section::Item,
 };
+use crate::tls;
 
 /// The longest secret that is read.
 const LIMIT_BYTES: u64 = 64 * 1024;
@@ -103,7 +104,7 @@ fn contents(item: &Item<'_>, path: &std::path::Path, origin: &str, suggestion: &
     let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
     let read = fs::File::open(path).and_then(|file| file.take(LIMIT_BYTES + 1).read_to_end(&mut bytes));
     if let Err(error) = read {
-        item.error(&format!("{origin} cannot be read: {}", error.kind()), Some(suggestion));
+        item.error(&format!("{origin} cannot be read: {}", tls::reason(error.kind())), Some(suggestion));
         return None;
     }
     if u64::try_from(bytes.len()).is_ok_and(|length| length > LIMIT_BYTES) {

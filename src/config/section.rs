@@ -159,6 +159,9 @@ impl<'c> Section<'c> {
     }
 
     fn meant_by(&self, name: &str) -> String {
+        if file::LATER.contains(&name) {
+            return format!("this version of countersign does not have `{name}` yet; remove it");
+        }
         if let Some(known) = file::nearest(name, file::names_in(self.pattern)) {
             return format!("did you mean `{known}`?");
         }
@@ -280,7 +283,7 @@ impl<'c> Item<'c> {
     pub(super) fn list(&self, example: &str) -> Option<Vec<Item<'c>>> {
         let items = self.list_or_empty(example)?;
         if items.is_empty() {
-            self.error("this list is empty", Some(&format!("write {example}, or leave the key out")));
+            self.error("this list is empty", Some(&format!("write {example}")));
             return None;
         }
         Some(items)

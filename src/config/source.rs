@@ -69,7 +69,10 @@ impl Source {
         let suggestion = match message {
             "duplicate key" => Some("each key and each table stands once; keep one of them"),
             _ if message.starts_with("string values must be quoted") => Some("put the value in quotes"),
-            _ => None,
+            _ if message.contains("unclosed") || message.contains("missing") => {
+                Some("close what is open: brackets, braces and quotes come in pairs")
+            }
+            _ => Some("a line of TOML is `key = value`, `[table]` or `[[table]]`; text stands in quotes"),
         };
         Problem {
             file: self.name.clone(),

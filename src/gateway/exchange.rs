@@ -15,7 +15,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use super::{Answer, Content, common};
 use crate::{
     auth::Principal,
-    body::{self, Ending, Progress, Upload},
+    body::{self, Ending, Pace, Progress, Upload},
     record::{Access, Decision, Log},
     rejection::{Code, Rejection},
     route::Route,
@@ -34,6 +34,7 @@ pub struct Exchange {
     request_id: HeaderValue,
     upload: Option<Arc<Progress>>,
     place: Option<OwnedSemaphorePermit>,
+    pace: Option<Arc<Pace>>,
     _busy: Busy,
 }
 
@@ -81,9 +82,10 @@ impl Drop for Busy {
 }
 
 impl Exchange {
-    pub(super) fn open(log: &Log, record: Access, busy: Busy) -> Self {
+    pub(super) fn open(log: &Log, record: Access, busy: Busy, pace: Option<Arc<Pace>>) -> Self {
         let request_id = HeaderValue::try_from(&record.request_id).unwrap_or(HeaderValue::from_static("none"));
-        Self { record: Some(Box::new(record)), log: log.clone(), request_id, upload: None, place: None, _busy: busy }
+        let (record, log) = (Some(Box::new(record)), log.clone());
+        Self { record, log, request_id, upload: None, place: None, pace, _busy: busy }
     }
 
     pub(super) fn request_id(&self) -> HeaderValue {
@@ -140,11 +142,12 @@ impl Exchange {
         let (mut parts, content) = response.into_parts();
         common(&mut parts.headers, self.request_id());
         self.note(|record| record.status = parts.status.as_u16());
+        let pace = self.pace.take();
         let body = match content {
             Content::Ours(bytes) => body::Answer::whole(bytes, self),
             Content::Upstream { body, idle_timeout } => body::Answer::upstream(body, idle_timeout, self),
         };
-        Response::from_parts(parts, body)
+        Response::from_parts(parts, body.paced(pace))
     }
 
     /// Answers with `rejection`.

@@ -1,11 +1,15 @@
 //! What must hold of a request's head before anything else is asked of it.
 
-use http::{HeaderMap, Method, Version, header, request::Parts, uri::Authority};
+use http::{
+    HeaderMap, Method, Version, header,
+    request::Parts,
+    uri::{Authority, Scheme},
+};
 
 use crate::{
+    body::End,
     limits::Limits,
     rejection::{Code, Rejection},
-    route::Methods,
 };
 
 /// Why bytes that came on a connection are not taken for a request.
@@ -49,6 +53,15 @@ pub(super) fn check(parts: &Parts, fault: Option<Fault>, limits: &Limits) -> Res
     if parts.headers.get_all(header::CONTENT_LENGTH).iter().count() > 1 {
         return malformed("has more than one Content-Length");
     }
+    if parts.version == Version::HTTP_2 && parts.method != Method::CONNECT {
+        let known = [Some(&Scheme::HTTPS), Some(&Scheme::HTTP)].contains(&parts.uri.scheme());
+        if !known {
+            return malformed("has no scheme of HTTP");
+        }
+    }
+    if !parts.uri.query().unwrap_or_default().is_ascii() {
+        return Err(Fault::Ambiguous("has a character that must be percent-encoded").into());
+    }
     let authority = parts.uri.authority();
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
@@ -83,12 +96,9 @@ pub(super) fn check_host(parts: &Parts, names: &[String]) -> Result<(), Rejectio
     if known { Ok(()) } else { Err(Rejection::misdirected()) }
 }
 
-/// Refuses the methods that are never forwarded: a tunnel is not ours to give, and an `OPTIONS` is the preflight's.
-pub(super) fn check_method(parts: &Parts) -> Result<(), Rejection> {
-    if matches!(parts.method, Method::OPTIONS | Method::CONNECT | Method::TRACE) {
-        return Err(Rejection::method_not_allowed(&Methods::standard()));
-    }
-    Ok(())
+/// Whether a method is never forwarded: a tunnel is not ours to give, and an `OPTIONS` is the preflight's.
+pub(super) fn is_never_forwarded(method: &Method) -> bool {
+    matches!(*method, Method::OPTIONS | Method::CONNECT | Method::TRACE)
 }
 
 /// Host and port as the client asked for them.
@@ -97,6 +107,11 @@ pub(super) fn host(parts: &Parts) -> Option<&str> {
         Some(authority) => Some(authority.as_str()),
         None => parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
     }
+}
+
+/// Where the body ends.
+pub(super) fn end(parts: &Parts) -> End {
+    if parts.version == Version::HTTP_2 { End::Said } else { End::Framed }
 }
 
 /// The length that the head declares for the body.

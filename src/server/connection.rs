@@ -18,7 +18,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ use super::{
     wire::{Checked, Refusal},
 };
 use crate::{
+    body::Pace,
     gateway::{Activity, Answer, Arrival, Busy, Gateway},
     tls,
 };
@@ -38,6 +39,32 @@ const LAST_CHANCE: Duration = Duration::from_millis(500);
 const PING_EVERY: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+tokio::task_local! {
+    /// The pace at which the client of an HTTP/2 stream takes its answer.
+    static PACE: Arc<Pace>;
+}
+
+/// Runs each HTTP/2 stream as a task, which is dropped, and the stream reset, when its client is too slow.
+#[derive(Clone, Debug)]
+struct Streams {
+    patience: Duration,
+    rate: u64,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let pace = Pace::new(self.patience, self.rate);
+        // It ends with its connection, whose task is waited for.
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = PACE.scope(Arc::clone(&pace), stream) => {}
+                () = pace.too_slow() => {}
+            }
+        });
+    }
+}
 
 /// Serves the connection `stream` from `peer` to its end.
 pub(super) async fn serve(
@@ -88,10 +115,11 @@ struct Served {
 
 impl Served {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
-        let place = self.requests.fetch_add(1, Ordering::Relaxed);
+        let turn = self.requests.fetch_add(1, Ordering::Relaxed);
         let http1 = request.version() != Version::HTTP_2;
-        let fault = if http1 { self.refusal.of(place) } else { None };
-        let arrival = Arrival { client: Some(self.peer), fault, busy: Busy::new(&self.activity) };
+        let fault = if http1 { self.refusal.of(turn) } else { None };
+        let pace = PACE.try_with(Arc::clone).ok();
+        let arrival = Arrival { client: Some(self.peer), fault, busy: Busy::new(&self.activity), pace };
         let answering = AssertUnwindSafe(self.gateway.answer(arrival, request)).catch_unwind();
         let mut response = answering.await.unwrap_or_else(|_| self.gateway.internal_error());
         if http1 && (self.closing.load(Ordering::Relaxed) || fault.is_some()) {
@@ -145,7 +173,8 @@ async fn serve_http2(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
     let io = TokioIo::new(Stalling::new(stream, limits.write_timeout));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let list_bytes = u32::try_from(limits.head_bytes.saturating_mul(2)).unwrap_or(u32::MAX);
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let streams = Streams { patience: limits.write_timeout, rate: limits.stream_rate };
+    let connection = http2::Builder::new(streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(list_bytes)

@@ -53,11 +53,18 @@ fn check_tells_what_the_loader_tells_and_ends_with_78() {
     let text = changed("app = \"shipping\"", "app = \"shiping\"");
     let errors = folder.errors(&text).to_string();
     let path = folder.put("countersign.toml", text);
-    for format in [Format::Text, Format::Json] {
+    let run = |format| {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         assert_eq!(check::run(&path, false, format, &folder.environment(&[]), &mut out, &mut err), 78);
-        assert_eq!((out.as_slice(), String::from_utf8(err).unwrap()), (&b""[..], errors.clone()));
-    }
+        (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    };
+    assert_eq!(run(Format::Text), (String::new(), errors));
+    let (json, nothing) = run(Format::Json);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(nothing, "");
+    assert_eq!((&json["errors"][0]["line"], &json["errors"][0]["column"]), (&17.into(), &7.into()));
+    assert_eq!(json["errors"][0]["message"], "no app is called `shiping`");
+    assert_eq!(json["errors"][0]["suggestion"], "did you mean `shipping`?");
 }
 
 #[test]

@@ -33,7 +33,8 @@ fn assert_each_is_refused(cases: &[Case]) {
 #[test]
 fn keys_and_types_are_checked() {
     assert_each_is_refused(&[
-        ("version = 1", "version = 1\naudit = 1", "audit", "unknown key `audit`", "known here: `version`"),
+        ("version = 1", "version = 1\naudit = 1", "audit", "unknown key `audit`", "does not have `audit` yet"),
+        ("version = 1", "version = 1\nzzz = 1", "zzz", "unknown key `zzz`", "known here: `version`"),
         ("version = 1", "version = 2", "2", "not known", "version = 1"),
         ("version = 1", "version = \"1\"", "\"1\"", "expected a whole number, found a string", "without quotes"),
         ("version = 1", "# nothing", "# nothing", "`version` is missing", "version = 1"),
@@ -45,7 +46,13 @@ fn keys_and_types_are_checked() {
             "did you mean `tolerance`?",
         ),
         ("app = \"shipping\"", "app = \"shipping\"\ntolerance = \"5m\"", "tolerance", "unknown key", "[apps.NAME]"),
-        ("app = \"shipping\"", "app = \"shipping\"\nwebsocket = true", "websocket", "unknown key", "known here"),
+        (
+            "app = \"shipping\"",
+            "app = \"shipping\"\nwebsocket = true",
+            "websocket",
+            "unknown key",
+            "does not have `websocket` yet",
+        ),
         ("upstream = \"orders\"", "upstream = \"orders\"\nresponse_timeout = 30", "30", "found a number", "\"30s\""),
         ("upstream = \"orders\"", "upstream = \"orders\"\nbody_limit = 1.5", "1.5", "found a fraction", "1MiB"),
         (
@@ -55,7 +62,7 @@ fn keys_and_types_are_checked() {
             "expected a list",
             "methods = [",
         ),
-        ("upstream = \"orders\"", "upstream = \"orders\"\nmethods = []", "[]", "empty", "leave the key out"),
+        ("upstream = \"orders\"", "upstream = \"orders\"\nmethods = []", "[]", "empty", "write methods = "),
         ("upstream = \"orders\"", "upstream = \"orders\"\nroles = [1]", "1]", "expected a string", "in quotes"),
         ("[apps.shipping]", "[log]\naccess = 1979-05-27\n[apps.shipping]", "1979", "found a date", "in quotes"),
         ("[apps.shipping]", "[limits]\nconnections = 0\n[apps.shipping]", "0\n[apps", "out of range", "1 to 1000000"),
@@ -123,7 +130,7 @@ fn the_listener_is_checked() {
     assert_each_is_refused(&[
         ("\"0.0.0.0:8443\"", "\"localhost:8443\"", "\"localhost", "not an address", "0.0.0.0:8443"),
         ("\"0.0.0.0:8443\"", "\"0.0.0.0\"", "\"0.0.0.0\"", "not an address", "a port"),
-        ("certs/gateway.pem", "certs/none.pem", "\"certs/none", "cannot be read: entity not found", "chain"),
+        ("certs/gateway.pem", "certs/none.pem", "\"certs/none", "cannot be read: no such file", "chain"),
         ("certs/gateway.pem", "certs/empty.pem", "\"certs/empty", "no PEM certificate", "chain"),
         ("certs/gateway.key", "certs/gateway.pem", "\"certs/gateway.pem\"\n\n", "no PEM private key", "PKCS#8"),
         (
@@ -174,7 +181,7 @@ fn apps_are_checked() {
             SECRETS,
             "secrets = [{ file = \"secrets/none\" }]",
             "\"secrets/none",
-            "cannot be read: entity not found",
+            "cannot be read: no such file",
             "put the",
         ),
         (SECRETS, "secrets = [{ file = \"secrets/whsec\" }]", "\"secrets/whsec", "webhook endpoint's", "Dashboard"),

@@ -105,7 +105,7 @@ fn a_missing_file_is_one_clear_error() {
     let errors = config::load(&path, &Environment::default(), now(), Scrutiny::Files).unwrap_err();
     let text = errors.to_string();
     assert_eq!(errors.len(), 1);
-    assert!(text.starts_with("error: the configuration cannot be read: entity not found\n  --> "), "{text}");
+    assert!(text.starts_with("error: the configuration cannot be read: no such file\n  --> "), "{text}");
     assert!(text.contains("none.toml\n   = help: name the file with --config"), "{text}");
 }
 

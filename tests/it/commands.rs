@@ -301,7 +301,8 @@ fn explain_judges_by_the_route_of_a_configuration() {
 
 #[test]
 fn a_configuration_that_is_wrong_is_told_whole_and_nothing_listens() {
-    let folder = Folder::new("http://127.0.0.1:9", "colour = \"red\"\n[limits]\nheaders = \"many\"\n");
+    let more = "colour = \"red\"\n[limits]\nheaders = \"many\"\n[log]\naccess = \"/none/access.log\"\n";
+    let folder = Folder::new("http://127.0.0.1:9", more);
     for command in ["run", "check", "manifest"] {
         let began = Instant::now();
         let output = ran(&[command, "--config", &folder.file("countersign.toml")]);
@@ -309,7 +310,7 @@ fn a_configuration_that_is_wrong_is_told_whole_and_nothing_listens() {
         assert_eq!(output.status.code(), Some(78), "{command}");
         assert!(output.stdout.is_empty());
         let said = stderr(&output);
-        assert_eq!(said.matches("error: ").count(), 2, "{said}");
+        assert_eq!(said.matches("error: ").count(), 3, "{said}");
         assert!(said.contains("unknown key `colour`") && said.contains("countersign.toml:"), "{said}");
         assert!(!said.contains(SECRET));
     }
@@ -419,6 +420,45 @@ fn a_closed_stdout_neither_stops_nor_slows_requests() {
     let mut said = String::new();
     gateway.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(said.contains("access log lines dropped"), "{said}");
+}
+
+#[test]
+fn a_blocked_stdout_slows_nobody_and_what_is_lost_is_said() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "");
+    let mut gateway = folder.run(Stdio::piped());
+    // Nobody reads the pipe: it takes 64 KiB, and then the writer hangs in it.
+    let _unread = gateway.0.stdout.take();
+    let agent = "x".repeat(20_000);
+    let line = stdout(&signed(&folder, &["GET", &format!("https://127.0.0.1:{}/a", folder.port)]));
+    let url = format!("https://127.0.0.1:{}/a", folder.port);
+    let many = line.trim_end().replace(&url, &format!("'{url}#[1-20]'"));
+    let began = Instant::now();
+    let answers = curl(&many, &format!("--cacert {} --user-agent {agent}", folder.file("cert.pem")));
+    assert_eq!(answers.matches("ok").count(), 20);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    gateway.signal("TERM");
+    assert_eq!(gateway.exit_code(), Some(0));
+    let mut said = String::new();
+    gateway.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("access log lines dropped"), "{said}");
+}
+
+#[test]
+fn signals_that_mean_reload_elsewhere_end_nothing() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "");
+    let mut gateway = folder.run(Stdio::null());
+    for signal in ["HUP", "USR1", "USR2", "HUP"] {
+        gateway.signal(signal);
+    }
+    let line = stdout(&signed(&folder, &["GET", &format!("https://127.0.0.1:{}/a", folder.port)]));
+    assert_eq!(curl(&line, &format!("--cacert {}", folder.file("cert.pem"))), "ok");
+    gateway.signal("TERM");
+    assert_eq!(gateway.exit_code(), Some(0));
+    let mut said = String::new();
+    gateway.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("restart to change"), "{said}");
 }
 
 #[test]

@@ -122,7 +122,8 @@ fn a_location_that_names_the_upstream_becomes_the_gateway_s() {
         let text = String::from_utf8_lossy(request);
         let host = header(&text, "host").unwrap().to_owned();
         let target = text.split(' ').nth(1).unwrap();
-        let location = target.split_once("?to=").unwrap().1.replace("HOST", &host);
+        let location =
+            target.split_once("?to=").unwrap().1.replace("%5C", "\\").replace("HASH", "#").replace("HOST", &host);
         write!(stream, "HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n").is_ok()
     });
     let gateway = Gateway::with(&format!(
@@ -133,10 +134,19 @@ fn a_location_that_names_the_upstream_becomes_the_gateway_s() {
         ("/shop/", "http://HOST/api/1?x=y", "/shop/1?x=y"),
         ("/shop/", "/api/1", "/shop/1"),
         ("/plain/", "http://HOST/plain/1", "/plain/1"),
+        ("/plain/", "http://HOST//evil.example/", "/evil.example/"),
+        ("/plain/", "http://HOST/\\evil.example", "/evil.example"),
+        ("/shop/", "http://HOST/api///evil.example", "/shop///evil.example"),
+        ("/plain/", "//HOST/plain/1", "/plain/1"),
+        ("/plain/", "http:\\\\HOST\\plain\\1", "/plain\\1"),
+        ("/plain/", "http://user:pw@HOST", "/"),
+        ("/plain/", "http://HOST?a#b", "/?a#b"),
+        ("/plain/", "//login.example.com/x", "//login.example.com/x"),
         ("/plain/", "https://login.example.com/x", "https://login.example.com/x"),
         ("/plain/", "next", "next"),
     ] {
-        let answer = gateway.ask(signed_head("GET", &format!("{route}a?to={location}"), ""));
+        let asked = location.replace('\\', "%5C").replace('#', "HASH");
+        let answer = gateway.ask(signed_head("GET", &format!("{route}a?to={asked}"), ""));
         assert_eq!((answer.status, answer.header("location")), (302, Some(told)), "{location}");
     }
 }

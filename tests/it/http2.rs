@@ -212,6 +212,19 @@ impl Frames {
         self.write(&frame(kind, flags, stream, payload))
     }
 
+    /// Reads on until a ping was answered, by which the gateway has read all that was sent before.
+    fn await_ping(&mut self) {
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).unwrap();
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            self.0.read_exact(&mut payload).unwrap();
+            if head[3] == PING && head[4] == 1 {
+                return;
+            }
+        }
+    }
+
     /// What becomes of the stream 1: the kind of the first frame that ends it, or `None` if the connection is closed.
     fn outcome(&mut self) -> Option<u8> {
         loop {
@@ -321,6 +334,9 @@ fn fields_that_http2_does_not_allow_reach_no_upstream() {
         instead(":method", "G ET"),
         instead(":method", "TRACE"),
         instead(":method", ""),
+        instead(":scheme", ""),
+        instead(":scheme", "ftp"),
+        instead(":path", "/a?\u{e9}"),
         instead(":authority", "user@gw.test"),
         instead(":authority", "gw.test/x"),
         instead(":authority", ""),
@@ -367,6 +383,89 @@ fn a_body_of_another_length_than_declared_reaches_no_upstream() {
 
 /// The name of a flood, and the bytes of its nth part.
 type Flood<'f> = (&'static str, &'f dyn Fn(u32) -> Vec<u8>);
+
+#[test]
+fn an_upload_that_is_reset_without_an_error_is_not_complete() {
+    let (ended, end) = std::sync::mpsc::channel::<Vec<u8>>();
+    let ended = std::sync::Mutex::new(ended);
+    let upstream = Upstream::raw(move |stream| {
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+        ended.lock().unwrap().send(all).unwrap();
+    });
+    let gateway = Gateway::to(&upstream);
+    let tag = signature(&identity_payload());
+    let fields = |kind| {
+        block(&[
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":authority", "gw.test"),
+            (":path", "/a"),
+            ("stripe-signature", &tag),
+            ("stripe-user-id", USER),
+            ("stripe-account-id", ACCOUNT),
+            ("content-type", kind),
+        ])
+    };
+    for reason in [0_u32, 8] {
+        let mut frames = Frames::connect(&gateway);
+        let upload =
+            [frame(HEADERS, END_HEADERS, 1, &fields("application/octet-stream")), frame(DATA, 0, 1, b"part")].concat();
+        assert!(frames.write(&upload));
+        // Once it is under way, what follows arrives in the middle of it.
+        assert!(frames.send(PING, 0, 0, &[0; 8]));
+        frames.await_ping();
+        assert!(frames.write(&[frame(DATA, 0, 1, b"more"), frame(RST_STREAM, 0, 1, &reason.to_be_bytes())].concat()));
+        let all = end.recv_timeout(Duration::from_secs(10)).expect("the upstream's connection ends");
+        assert!(!all.ends_with(b"0\r\n\r\n"), "reset by {reason}: {:?}", String::from_utf8_lossy(&all));
+    }
+    // One that is read whole goes no further either.
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    for _ in 0..20 {
+        let mut frames = Frames::connect(&gateway);
+        let upload = [
+            frame(HEADERS, END_HEADERS, 1, &fields("application/json")),
+            frame(DATA, 0, 1, identity_payload().as_bytes()),
+        ];
+        assert!(frames.write(&[upload.concat(), frame(RST_STREAM, 0, 1, &0_u32.to_be_bytes())].concat()));
+        frames.send(PING, 0, 0, &[0; 8]);
+        frames.await_ping();
+    }
+    assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn a_client_without_window_frees_its_place_in_time() {
+    let upstream = Upstream::answering(|request| {
+        let length = if request.starts_with(b"GET /large") { 1_000_000 } else { 2 };
+        [format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").into_bytes(), vec![b'x'; length]].concat()
+    });
+    let gateway = Gateway::with(&format!(
+        "[limits]\nwrite_timeout = \"500ms\"\n[upstreams.up]\nservers = [\"{}\"]\nmax_in_flight = 1\nmax_queued = 0\n\
+         [[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"up\"\n",
+        upstream.origin()
+    ));
+    let tag = signature(&identity_payload());
+    let fields = block(&[
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "gw.test"),
+        (":path", "/large"),
+        ("stripe-signature", &tag),
+        ("stripe-user-id", USER),
+        ("stripe-account-id", ACCOUNT),
+    ]);
+    let mut frames = Frames::connect(&gateway);
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0: no byte of the answer may be sent.
+    assert!(frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    assert!(frames.send(HEADERS, END_STREAM | END_HEADERS, 1, &fields));
+    assert_eq!(frames.outcome(), Some(HEADERS));
+    assert_eq!(gateway.ask(crate::support::signed_head("GET", "/b", "")).code(), "overloaded");
+    assert_eq!(frames.outcome(), Some(RST_STREAM), "the stream is reset");
+    assert_eq!(gateway.ask(crate::support::signed_head("GET", "/b", "")).status, 200);
+    assert_eq!(gateway.records(3).iter().filter(|record| record["countersign.complete"] == false).count(), 1);
+}
 
 #[test]
 fn floods_are_cut_and_hold_up_nobody() {

@@ -193,6 +193,9 @@ fn places_that_name_different_people_are_refused() {
         refused(&gateway, &upstream, with(target, more), 401, "identity_conflict");
     }
     assert_eq!(gateway.ask(with(&format!("/a?user_id={USER}"), "")).status, 200);
+    for odd in ["/a?user_id=usr_Other%zz", "/a?user_id=usr_%ff"] {
+        refused(&gateway, &upstream, with(odd, ""), 401, "identity_invalid");
+    }
     // A value of another form is the app's own parameter.
     assert_eq!(gateway.ask(with("/a?user_id=42", &format!("Stripe-User-Id: {USER}\r\n"))).status, 200);
 }
@@ -244,8 +247,12 @@ fn methods_and_paths_that_no_route_has_are_refused() {
     }
     let answer = refused(&gateway, &upstream, signed_head("GET", "/exact", ""), 405, "method_not_allowed");
     assert_eq!(answer.header("allow"), Some("PUT"));
-    let answer = refused(&gateway, &upstream, signed_head("DELETE", "/a/x", ""), 405, "method_not_allowed");
-    assert_eq!(answer.header("allow"), Some("GET, HEAD, POST"));
+    for method in ["DELETE", "OPTIONS", "TRACE"] {
+        let answer = refused(&gateway, &upstream, signed_head(method, "/a/x", ""), 405, "method_not_allowed");
+        assert_eq!(answer.header("allow"), Some("GET, HEAD, POST"), "{method}");
+    }
+    let answer = refused(&gateway, &upstream, signed_head("OPTIONS", "/none", ""), 405, "method_not_allowed");
+    assert_eq!(answer.header("allow"), Some(""));
     assert_eq!(gateway.ask(signed_head("PUT", "/exact", "Content-Length: 0\r\n")).status, 200);
 }
 

@@ -121,6 +121,8 @@ fn an_answer_that_is_not_http_is_invalid() {
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nX: \0\r\nContent-Length: 2\r\n\r\nok",
         "<html>HTTP/0.9</html>\r\n\r\n",
     ] {
@@ -165,6 +167,39 @@ fn only_what_does_no_harm_is_sent_twice() {
     assert_eq!(upstream.requests().len(), 1, "a POST was sent twice");
     assert_eq!(gateway.ask(signed_head("GET", "/a", "")).code(), "upstream_unreachable");
     assert_eq!(upstream.requests().len(), 3, "a GET is sent once more");
+}
+
+#[test]
+fn a_request_that_was_answered_in_part_is_not_sent_again() {
+    for part in ["HTTP/1.1 200 OK\r\nX-A: b", "HTTP/1.1 2", "H"] {
+        let upstream = Upstream::serving(move |stream, _| {
+            let _ = stream.write_all(part.as_bytes());
+            false
+        });
+        let gateway = gateway(&[upstream.origin()], "");
+        let answer = gateway.ask(signed_head("GET", "/a", ""));
+        told(&gateway, &answer, 502, "upstream_unreachable");
+        assert_eq!(upstream.requests().len(), 1, "{part:?}");
+    }
+}
+
+#[test]
+fn a_client_that_pauses_its_upload_is_not_the_upstream_s_fault() {
+    let upstream = Upstream::ok();
+    let gateway = gateway(&[upstream.origin()], "response_timeout = \"200ms\"");
+    let mut client = gateway.connect();
+    client.send(signed_head("POST", "/a", "Content-Type: application/octet-stream\r\nContent-Length: 10\r\n") + "half");
+    std::thread::sleep(Duration::from_millis(600));
+    client.send("whole.");
+    assert_eq!(client.answer().status, 200);
+    let slow = Gateway::with(&format!(
+        "[limits]\nstream_window = \"200ms\"\n[[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{}\"\n",
+        upstream.origin()
+    ));
+    let mut client = slow.connect();
+    client.send(signed_head("POST", "/a", "Content-Type: application/octet-stream\r\nContent-Length: 10\r\n") + "half");
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.code().as_str()), (400, "request_malformed"));
 }
 
 #[test]

@@ -27,6 +27,9 @@ pub(super) fn end(bytes: &[u8], searched: usize, limit_bytes: usize) -> Result<O
         if length == 2 {
             return Err(Fault::Malformed("begins with an empty line"));
         }
+        if before(2) == Some(b'\r') {
+            return Err(Fault::Malformed("has a line that ends with two carriage returns"));
+        }
         if before(2) == Some(b'\n') {
             return Ok(Some(length));
         }
