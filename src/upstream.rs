@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -36,6 +36,9 @@ use connect::Connector;
 /// How long an unused connection to an upstream is kept: less than the five seconds after which Node's servers close
 /// theirs.
 const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// The least time between two reports that an upstream's servers cannot be reached.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// The servers that do one job, and how they are reached.
 #[derive(Clone, Debug)]
@@ -73,6 +76,8 @@ pub struct Shared {
     next: AtomicUsize,
     in_flight: Arc<Semaphore>,
     queued: AtomicUsize,
+    /// When it was last said that a server cannot be reached.
+    told: Mutex<Option<Instant>>,
 }
 
 /// One worker's way to an upstream, with connections of its own.
@@ -128,7 +133,23 @@ impl Shared {
     pub fn new(settings: Settings) -> Arc<Self> {
         let hosts = settings.servers.iter().map(Origin::host).collect();
         let in_flight = Arc::new(Semaphore::new(settings.max_in_flight.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { settings, hosts, next: AtomicUsize::new(0), in_flight, queued: AtomicUsize::new(0) })
+        let (next, queued, told) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
+        Arc::new(Self { settings, hosts, next, in_flight, queued, told })
+    }
+
+    /// Says why `server` cannot be reached, which the client is not told; now and again, for each request would say it.
+    fn tell(&self, server: &Origin, error: &(dyn std::error::Error + 'static)) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            return;
+        }
+        *told = Some(Instant::now());
+        drop(told);
+        let mut cause = error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        tracing::warn!(upstream = &*self.settings.name, %server, reason = %cause, "a server cannot be reached");
     }
 
     async fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
@@ -256,7 +277,12 @@ impl Upstream {
         if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
             return Err(Failed::Finally(Error::Client(fault)));
         }
-        let response = answered.ok_or(Failed::Finally(Error::Timeout))?.map_err(|error| Failed::from(&error))?;
+        let response = answered.ok_or(Failed::Finally(Error::Timeout))?.map_err(|error| {
+            if error.is_connect() {
+                self.shared.tell(server, &error);
+            }
+            Failed::from(&error)
+        })?;
         if is_usable(&response) { Ok(response) } else { Err(Failed::Finally(Error::Invalid)) }
     }
 }

@@ -445,6 +445,23 @@ fn a_blocked_stdout_slows_nobody_and_what_is_lost_is_said() {
 }
 
 #[test]
+fn why_a_server_cannot_be_reached_is_told_to_the_administrator_only() {
+    let folder = Folder::new(&format!("http://127.0.0.1:{}", free_port()), "");
+    let mut gateway = folder.run(Stdio::null());
+    for _ in 0..3 {
+        let line = stdout(&signed(&folder, &["GET", &format!("https://127.0.0.1:{}/a", folder.port)]));
+        let answer = curl(&line, &format!("--cacert {}", folder.file("cert.pem")));
+        assert!(answer.contains("upstream_unreachable") && !answer.contains("refused"), "{answer}");
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.exit_code(), Some(0));
+    let mut said = String::new();
+    gateway.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("a server cannot be reached").count(), 1, "{said}");
+    assert!(said.contains("onnection refused"), "{said}");
+}
+
+#[test]
 fn signals_that_mean_reload_elsewhere_end_nothing() {
     let upstream = Upstream::ok();
     let folder = Folder::new(&upstream.origin(), "");
