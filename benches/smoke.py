@@ -69,7 +69,7 @@ def main(binary):
                         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
                        check=True, stderr=subprocess.DEVNULL)
         port = free_port()
-        env = dict(os.environ, LISTEN=str(port), CERT=str(cert), KEY=str(key), SECRET=SECRET, TOLERANCE="300", MODE="auth",
+        env = dict(os.environ, LISTEN=str(port), CERT=str(cert), KEY=str(key), SECRET=SECRET, TOLERANCE="315360000", MODE="auth",
                    UPSTREAM=f"127.0.0.1:{upstream.server_port}", ROUTES="0", WORK=str(work), GATEWAY_BIN=str(pathlib.Path(binary).resolve()))
         with log.open("wb") as out:
             gateway = subprocess.Popen([str(HERE / "gateway/start")], cwd=work, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)

@@ -37,7 +37,7 @@ pub(super) struct Made {
 
 const TOLERANCE: Duration = Duration::from_secs(300);
 const MOST_TOLERANCE: Duration = Duration::from_secs(600);
-const MOST_UNSAFE_TOLERANCE: Duration = Duration::from_secs(30 * 86_400);
+const MOST_UNSAFE_TOLERANCE: Duration = Duration::from_secs(36_500 * 86_400);
 const ACCOUNTS: &str = "accounts = [\"acct_…\"]";
 
 /// All apps, by name.
