@@ -61,7 +61,15 @@ pub enum Coverage {
 
 /// Someone whom a valid signature vouches for.
 ///
-/// Only this module makes one, after a MAC matched and its timestamp was fresh.
+/// Only this module makes one, after a MAC matched and its timestamp was fresh: its fields are nobody else's.
+///
+/// ```compile_fail,E0451
+/// use countersign::{auth::{Coverage, Principal}, identity::AccountId};
+///
+/// fn forged(account: AccountId) -> Principal {
+///     Principal { user: None, account, roles: Vec::new(), signed: Coverage::Body }
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Principal {
     user: Option<UserId>,

@@ -35,7 +35,13 @@ pub enum Demand {
 }
 
 /// Proof that a principal satisfied a route's policy. Only [`Policy::permit`] makes one, and only a permit opens an
-/// upstream.
+/// upstream: nobody else can name its field.
+///
+/// ```compile_fail,E0451
+/// fn forged(principal: &countersign::auth::Principal) -> countersign::policy::Permit<'_> {
+///     countersign::policy::Permit { principal }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Permit<'p> {
     principal: &'p Principal,

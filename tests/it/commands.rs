@@ -462,6 +462,26 @@ fn why_a_server_cannot_be_reached_is_told_to_the_administrator_only() {
 }
 
 #[test]
+fn an_https_upstream_is_verified_by_the_system_s_authorities_where_none_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path(), "unused");
+    let certificate = folder.path().join("cert.pem");
+    let upstream = Upstream::tls(&certificate, &folder.path().join("key.pem"));
+    let served = Folder::new(&format!("https://127.0.0.1:{}", upstream.address.port()), "");
+    let line = stdout(&signed(&served, &["GET", &format!("https://127.0.0.1:{}/a", served.port)]));
+    for (known, expected) in [(true, "ok"), (false, "upstream_unreachable")] {
+        let mut command = countersign();
+        command.args(["run", "--config", &served.file("countersign.toml")]).stdout(Stdio::null()).stderr(Stdio::null());
+        // The system's store, as OpenSSL's users move it.
+        let store = if known { certificate.clone() } else { served.folder.path().join("cert.pem") };
+        let _running = Running(command.env("SSL_CERT_FILE", store).spawn().unwrap());
+        wait_for(served.port);
+        let answer = curl(&line, &format!("--cacert {}", served.file("cert.pem")));
+        assert!(answer.contains(expected), "{answer}");
+    }
+}
+
+#[test]
 fn signals_that_mean_reload_elsewhere_end_nothing() {
     let upstream = Upstream::ok();
     let folder = Folder::new(&upstream.origin(), "");

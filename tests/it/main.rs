@@ -10,11 +10,13 @@
 mod browser;
 mod commands;
 mod documents;
+mod examples;
 mod forwarding;
 mod hostile;
 mod http2;
 mod layers;
 mod policy;
 mod support;
+mod tls;
 mod upstreams;
 mod vectors;
