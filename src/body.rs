@@ -93,7 +93,7 @@ pub enum End {
 }
 
 impl End {
-    fn holds(self, body: &Incoming) -> bool {
+    fn holds(self, body: &impl Body) -> bool {
         match self {
             Self::Framed => true,
             Self::Said => body.is_end_stream(),
@@ -106,8 +106,8 @@ impl End {
 ///
 /// # Errors
 /// [`Error`]; the body is not read further then, and its rest is in the connection.
-pub async fn read_whole<'r>(
-    body: &mut Incoming,
+pub async fn read_whole<'r, B: Body<Data = Bytes> + Unpin>(
+    body: &mut B,
     declared: Option<u64>,
     end: End,
     limit_bytes: u64,
@@ -565,5 +565,103 @@ impl<T: Ending> Drop for Answer<T> {
     fn drop(&mut self) {
         let complete = self.is_end_stream();
         self.end(complete);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A body of these frames, which then stops, ended by its client or not.
+    struct Frames {
+        frames: Vec<&'static str>,
+        is_ended: bool,
+    }
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            let frames = &mut self.get_mut().frames;
+            let next = (!frames.is_empty()).then(|| Ok(Frame::data(Bytes::from(frames.remove(0)))));
+            Poll::Ready(next)
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.is_ended
+        }
+    }
+
+    fn read(frames: &[&'static str], is_ended: bool, declared: Option<u64>, end: End) -> Result<Bytes, Error> {
+        let room = Room::new(10);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut body = Frames { frames: frames.to_vec(), is_ended };
+        let reading = read_whole(&mut body, declared, end, 8, Duration::from_secs(5), &room);
+        let whole = runtime.block_on(reading).map(|(whole, _)| whole);
+        assert_eq!(room.free.load(Ordering::Relaxed), 10, "what was taken is given back");
+        whole
+    }
+
+    #[test]
+    fn a_body_is_whole_only_with_all_of_its_declared_length() {
+        assert_eq!(read(&["ab", "cd"], true, Some(4), End::Framed).unwrap(), "abcd");
+        assert_eq!(read(&["ab", "cd"], true, None, End::Framed).unwrap(), "abcd");
+        assert_eq!(read(&["ab"], true, Some(4), End::Framed), Err(Error::Broken));
+        assert_eq!(read(&["ab", "cd", "e"], true, Some(4), End::Framed), Err(Error::Broken));
+        assert_eq!(read(&["ab", "cdefghi"], true, None, End::Framed), Err(Error::TooLarge));
+        assert_eq!(read(&[], true, Some(9), End::Framed), Err(Error::TooLarge));
+    }
+
+    #[test]
+    fn over_http2_only_the_client_ends_a_body() {
+        assert_eq!(read(&["ab"], true, None, End::Said).unwrap(), "ab");
+        assert_eq!(read(&["ab"], false, None, End::Said), Err(Error::Broken));
+        assert_eq!(read(&["ab"], false, None, End::Framed).unwrap(), "ab");
+    }
+
+    #[test]
+    fn all_bodies_together_have_a_bound() {
+        let room = Room::new(4);
+        let mut first = room.take();
+        assert_eq!(first.grow(3), Ok(()));
+        assert_eq!(room.take().grow(2), Err(Error::NoRoom));
+        drop(first);
+        assert_eq!(room.take().grow(4), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_too_little_is_too_slow() {
+        let pace = Pace::new(Duration::from_secs(10), 100);
+        let began = Instant::now();
+        let slow = |pace: &Arc<Pace>| {
+            let pace = Arc::clone(pace);
+            tokio::spawn(async move {
+                pace.too_slow().await;
+                Instant::now()
+            })
+        };
+        let ended = slow(&pace);
+        // While the upstream is waited for the client owes nothing.
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        for _ in 0..20 {
+            pace.offer(100);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            pace.ask();
+        }
+        assert!(!ended.is_finished(), "it took as much as it must");
+        pace.offer(0);
+        assert!(ended.await.unwrap() - began > Duration::from_secs(120));
+        // A drip of single bytes does not help.
+        let pace = Pace::new(Duration::from_secs(10), 100);
+        let ended = slow(&pace);
+        for _ in 0..12 {
+            pace.offer(1);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            pace.ask();
+        }
+        pace.offer(1);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(ended.is_finished());
     }
 }

@@ -387,9 +387,16 @@ type Flood<'f> = (&'static str, &'f dyn Fn(u32) -> Vec<u8>);
 #[test]
 fn an_upload_that_is_reset_without_an_error_is_not_complete() {
     let (ended, end) = std::sync::mpsc::channel::<Vec<u8>>();
-    let ended = std::sync::Mutex::new(ended);
+    let (began, under_way) = std::sync::mpsc::channel::<()>();
+    let (ended, began) = (std::sync::Mutex::new(ended), std::sync::Mutex::new(began));
     let upstream = Upstream::raw(move |stream| {
+        // The first request is answered, so that the upload comes on a connection that is there already.
         let mut all = Vec::new();
+        Upstream::read_until(stream, &mut all, b"\r\n\r\n");
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        all.clear();
+        Upstream::read_until(stream, &mut all, b"\r\n\r\n");
+        began.lock().unwrap().send(()).unwrap();
         let _ = stream.read_to_end(&mut all);
         ended.lock().unwrap().send(all).unwrap();
     });
@@ -407,15 +414,23 @@ fn an_upload_that_is_reset_without_an_error_is_not_complete() {
             ("content-type", kind),
         ])
     };
-    for reason in [0_u32, 8] {
+    for reason in [0_u32, 8, 0, 0, 0] {
         let mut frames = Frames::connect(&gateway);
-        let upload =
-            [frame(HEADERS, END_HEADERS, 1, &fields("application/octet-stream")), frame(DATA, 0, 1, b"part")].concat();
-        assert!(frames.write(&upload));
-        // Once it is under way, what follows arrives in the middle of it.
-        assert!(frames.send(PING, 0, 0, &[0; 8]));
-        frames.await_ping();
-        assert!(frames.write(&[frame(DATA, 0, 1, b"more"), frame(RST_STREAM, 0, 1, &reason.to_be_bytes())].concat()));
+        let get = block(&[
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":authority", "gw.test"),
+            (":path", "/a"),
+            ("stripe-signature", &tag),
+            ("stripe-user-id", USER),
+            ("stripe-account-id", ACCOUNT),
+        ]);
+        frames.send(HEADERS, END_STREAM | END_HEADERS, 1, &get);
+        assert_eq!(frames.outcome(), Some(HEADERS));
+        frames.send(HEADERS, END_HEADERS, 3, &fields("application/octet-stream"));
+        under_way.recv_timeout(Duration::from_secs(10)).unwrap();
+        let rest = [frame(DATA, 0, 3, b"part"), frame(RST_STREAM, 0, 3, &reason.to_be_bytes())];
+        assert!(frames.write(&rest.concat()));
         let all = end.recv_timeout(Duration::from_secs(10)).expect("the upstream's connection ends");
         assert!(!all.ends_with(b"0\r\n\r\n"), "reset by {reason}: {:?}", String::from_utf8_lossy(&all));
     }
