@@ -86,7 +86,7 @@ pub struct Failure {
     pub proven: Option<Claims>,
 }
 
-/// The reasons of SIGNATURES, "Verification".
+/// Why a request proves nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     SignatureMissing,

@@ -49,6 +49,7 @@ enum Command {
     Dev(dev::Options),
     /// Loads the configuration as `run` does; shows its routes and warns of risks.
     Check {
+        /// The configuration, found as `run` finds it.
         #[arg(long)]
         config: Option<PathBuf>,
         /// Also resolves the names of upstreams.
@@ -59,10 +60,11 @@ enum Command {
     },
     /// Makes a signed request.
     Sign(Box<sign::Options>),
-    /// Reads a raw HTTP request and says whether the gateway would accept it, and why not.
+    /// Reads a captured request (raw HTTP, curl line or HAR file) and says whether the gateway would take it, and why not.
     Explain(explain::Options),
     /// Prints the `connect-src` lines for stripe-app.json.
     Manifest {
+        /// The configuration, found as `run` finds it.
         #[arg(long)]
         config: Option<PathBuf>,
     },

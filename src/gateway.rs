@@ -323,7 +323,7 @@ fn preflight(exchange: &mut Exchange) -> Response<Content> {
 
 /// Sees to it that a client that is still sending gets to read its answer: over HTTP/1.1 what it sends is thrown away,
 /// within limits. HTTP/2 has a stream of its own for that. A client that waits for a go-ahead is not given one, and its
-/// connection closes, for what it sends next may be that body or another request; that is answered.
+/// connection must close, for what it sends next may be that body or another request: answers whether it must.
 fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits) -> bool {
     let waits = parts.headers.contains_key(header::EXPECT);
     let http1 = parts.version != Version::HTTP_2;

@@ -33,7 +33,7 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// HTTP/2 streams of a connection at one time.
     pub streams: u32,
-    /// From the signal to stop until what still runs is cut.
+    /// From the end of `drain_delay` until what still runs is cut.
     pub drain: Duration,
     /// From the signal to stop until nothing more is accepted.
     pub drain_delay: Duration,

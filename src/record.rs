@@ -96,6 +96,8 @@ struct Waiting {
     count: u64,
     /// Lines that the writer has taken and not written yet.
     writing: u64,
+    /// Why the sink last took less than it was given.
+    fault: Option<io::ErrorKind>,
     writer_sleeps: bool,
     finished: bool,
 }
@@ -176,14 +178,23 @@ impl Shared {
 
     fn write_to(&self, mut sink: Box<dyn Write + Send>) {
         let mut lines = Vec::new();
+        // The rest of a line whose beginning is in the sink already: it goes first, or the next line would be torn too.
+        let mut torn = Vec::new();
         loop {
             let finished = self.take(&mut lines);
-            let written = lines.is_empty() || sink.write_all(&lines).and_then(|()| sink.flush()).is_ok();
-            lines.clear();
-            let count = std::mem::take(&mut self.waiting().writing);
-            if !written {
-                self.lose(count);
-            }
+            let begun = !torn.is_empty();
+            torn.append(&mut lines);
+            let (length, fault) = write(&mut *sink, &torn);
+            let lost = fault.map_or(0, |fault| {
+                let end = end_of_torn(&torn, length, begun);
+                let lost = torn.get(end..).unwrap_or_default().split(|b| *b == b'\n').count() - 1;
+                torn.truncate(end);
+                self.waiting().fault = Some(fault);
+                lost as u64
+            });
+            torn.drain(..length.min(torn.len()));
+            self.waiting().writing = 0;
+            self.lose(lost + u64::from(finished && !torn.is_empty()));
             if finished {
                 return;
             }
@@ -192,7 +203,7 @@ impl Shared {
     }
 
     fn lose(&self, lines: u64) {
-        if self.dropped.fetch_add(lines, Ordering::Relaxed) == 0 {
+        if lines > 0 && self.dropped.fetch_add(lines, Ordering::Relaxed) == 0 {
             self.loss.notify_one();
         }
     }
@@ -209,7 +220,8 @@ impl Shared {
     fn tell(&self, told: &mut Told) {
         let total = self.dropped.load(Ordering::Relaxed);
         if total > told.dropped {
-            tracing::warn!(dropped = total - told.dropped, total, "access log lines dropped");
+            let reason = self.waiting().fault.map_or_else(|| "it is too slow".to_owned(), |fault| fault.to_string());
+            tracing::warn!(dropped = total - told.dropped, total, reason, "access log lines dropped");
             told.dropped = total;
         }
     }
@@ -226,6 +238,32 @@ impl Shared {
         waiting.writing = std::mem::take(&mut waiting.count);
         waiting.finished
     }
+}
+
+/// Writes `bytes` as far as `sink` takes them: how many, and why no more.
+fn write(sink: &mut dyn Write, bytes: &[u8]) -> (usize, Option<io::ErrorKind>) {
+    let mut length = 0;
+    while let Some(rest) = bytes.get(length..).filter(|rest| !rest.is_empty()) {
+        match sink.write(rest) {
+            Ok(0) => return (length, Some(io::ErrorKind::WriteZero)),
+            Ok(taken) => length += taken,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (length, Some(error.kind())),
+        }
+    }
+    (length, sink.flush().err().map(|error| error.kind()))
+}
+
+/// Where the line ends of which only a part is among the first `length` bytes; `length` itself if there is none. `begun`
+/// tells that `lines` begin within a line.
+fn end_of_torn(lines: &[u8], length: usize, begun: bool) -> usize {
+    let within = match length.checked_sub(1) {
+        Some(last) => lines.get(last) != Some(&b'\n'),
+        None => begun,
+    };
+    let rest = lines.get(length..).unwrap_or_default();
+    let end = rest.iter().position(|b| *b == b'\n').filter(|_| within);
+    end.map_or(length, |end| length + end + 1)
 }
 
 impl Decision {
@@ -364,6 +402,53 @@ mod tests {
         assert_eq!(line["user_agent.original"], "a\"\n\u{7f}");
         assert_eq!(line["countersign.upstream_ms"], 1.5);
         assert_eq!(line["countersign.roles"][0], "admin");
+    }
+
+    /// A sink that has room for some bytes, and later for more.
+    #[derive(Clone, Default)]
+    struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut disk = self.0.lock().unwrap();
+            let room = disk.1.min(bytes.len());
+            if room == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            disk.1 -= room;
+            disk.0.extend_from_slice(&bytes[..room]);
+            Ok(room)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_tears_no_line_for_good_and_what_is_lost_is_counted() {
+        for room in [0, 1, 100, 700, 1000] {
+            let disk = Disk::default();
+            disk.0.lock().unwrap().1 = room;
+            let (log, writer) = Log::start(Box::new(disk.clone()), "c".into()).unwrap();
+            for _ in 0..5 {
+                log.push(&record("/before"));
+            }
+            while log.dropped() == 0 {
+                std::thread::yield_now();
+            }
+            disk.0.lock().unwrap().1 = usize::MAX;
+            log.push(&record("/after"));
+            writer.finish(Duration::from_secs(5));
+            let bytes = disk.0.lock().unwrap().0.clone();
+            let lines: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
+            for line in &lines {
+                let parsed: Result<serde_json::Value, _> = serde_json::from_slice(line);
+                assert!(parsed.is_ok(), "{room}: {}", String::from_utf8_lossy(line));
+            }
+            assert_eq!(lines.len() as u64 + log.dropped(), 6, "{room}");
+            assert!(lines.last().unwrap().windows(6).any(|part| part == b"/after"));
+        }
     }
 
     #[test]

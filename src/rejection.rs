@@ -18,8 +18,6 @@ pub struct Rejection {
     pub detail: String,
     /// The methods that would be taken, for `method_not_allowed`.
     pub allow: Option<String>,
-    /// The reason is one of a valid request: it was permitted, and failed behind the gate.
-    pub permitted: bool,
     /// Whom a valid MAC vouched for, for the records.
     pub proven: Option<auth::Claims>,
 }
@@ -89,7 +87,7 @@ codes! {
 impl Rejection {
     /// A refusal with `code` and what to do about it.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), allow: None, permitted: false, proven: None }
+        Self { code, detail: detail.into(), allow: None, proven: None }
     }
 
     /// No route has the request's path.
@@ -252,7 +250,7 @@ impl From<policy::Error> for Rejection {
             ),
             Error::BodyNotSigned => (
                 Code::BodyNotSigned,
-                "the signature is valid, but covers only the identity; pass the body's members to fetchStripeSignature() and send them in that order, user_id and account_id last",
+                "the signature is valid, but covers only the identity; pass the body's members to fetchStripeSignature() and send them in that order, user_id and account_id last, as application/json. A body that is no JSON object cannot be signed",
             ),
         };
         Self::new(code, detail)
@@ -287,7 +285,7 @@ impl Rejection {
 impl From<upstream::Error> for Rejection {
     fn from(error: upstream::Error) -> Self {
         use upstream::Error;
-        let rejection = match error {
+        match error {
             Error::Client(error) => error.into(),
             Error::Unreachable => Self::new(
                 Code::UpstreamUnreachable,
@@ -302,8 +300,7 @@ impl From<upstream::Error> for Rejection {
                 "the request was permitted, but the internal service's answer is not valid HTTP; its log should say more",
             ),
             Error::Overloaded => Self::overloaded(),
-        };
-        Self { permitted: true, ..rejection }
+        }
     }
 }
 

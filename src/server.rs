@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustls::sign::CertifiedKey;
@@ -37,7 +37,9 @@ pub mod wire;
 /// How long accepting pauses after it failed, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that the system may hold before they are accepted.
-const BACKLOG: u32 = 4096;
+const BACKLOG: i32 = 4096;
+/// The least time between two reports that connections cannot be taken.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What a server serves.
 #[derive(Debug)]
@@ -77,7 +79,7 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    socket.listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
+    socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
@@ -205,6 +207,7 @@ impl Door {
         };
         let mut closing = std::pin::pin!(closing);
         let mut turns = self.workers.iter().cycle();
+        let mut told = Told::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -213,38 +216,59 @@ impl Door {
                 accepted = listener.accept() => accepted,
             };
             match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
-                Ok((stream, peer)) => hand_out(stream, peer, &self.open, self.limits.connections, turns.next()),
+                Ok((stream, peer)) => {
+                    if !hand_out(stream, peer, &self.open, self.limits.connections, turns.next()) {
+                        let limit = self.limits.connections;
+                        told.say(|| tracing::warn!(limit, "closed a connection: too many are open"));
+                    }
+                }
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting paused");
+                    told.say(|| tracing::warn!(%error, "accepting paused"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
         // What the system has accepted already is ours to answer.
         let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, peer)) = listener.accept() {
+        for _ in 0..BACKLOG {
+            let Ok((stream, peer)) = listener.accept() else { return };
             hand_out(stream, peer, &self.open, self.limits.connections, turns.next());
         }
     }
 }
 
+/// What is said at most every [`TELL_EVERY`], for strangers can cause it.
+#[derive(Default)]
+struct Told(Option<Instant>);
+
+impl Told {
+    fn say(&mut self, say: impl FnOnce()) {
+        if self.0.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.0 = Some(Instant::now());
+            say();
+        }
+    }
+}
+
+/// Gives a connection to a worker; false if there are too many, and it is closed.
 fn hand_out(
     stream: TcpStream,
     peer: SocketAddr,
     open: &Arc<AtomicUsize>,
     limit: usize,
     worker: Option<&mpsc::UnboundedSender<Accepted>>,
-) {
+) -> bool {
     let place = Place(Arc::clone(open));
     if open.fetch_add(1, Ordering::Relaxed) >= limit {
-        return;
+        return false;
     }
     if let Some(worker) = worker {
         // A worker that is gone drops the connection.
         let _ = worker.send(Accepted { stream, peer, place });
     }
+    true
 }
 
 /// One thread's share of the connections.

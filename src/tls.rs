@@ -16,6 +16,7 @@ pub enum Error {
     Unreadable(std::io::ErrorKind),
     NoCertificate,
     NoKey,
+    EncryptedKey,
     Syntax,
     /// The key is not the one of the certificate.
     Mismatch,
@@ -41,10 +42,11 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
 /// Reads the first private key of a PEM file: PKCS#8, PKCS#1 or SEC1.
 ///
 /// # Errors
-/// [`Error::Unreadable`], or [`Error::NoKey`] for a file without one.
+/// [`Error::Unreadable`], [`Error::NoKey`] for a file without one, or [`Error::EncryptedKey`].
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
     let pem = zeroize::Zeroizing::new(std::fs::read(path).map_err(|error| Error::Unreadable(error.kind()))?);
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| Error::NoKey)
+    let is_encrypted = pem.windows(9).any(|part| part == b"ENCRYPTED");
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| if is_encrypted { Error::EncryptedKey } else { Error::NoKey })
 }
 
 /// Joins a chain and its key.
@@ -111,6 +113,7 @@ impl fmt::Display for Error {
             Self::Unreadable(kind) => write!(f, "cannot be read: {}", reason(*kind)),
             Self::NoCertificate => f.write_str("holds no PEM certificate"),
             Self::NoKey => f.write_str("holds no PEM private key"),
+            Self::EncryptedKey => f.write_str("holds a private key that is encrypted; store it without a passphrase"),
             Self::Syntax => f.write_str("is not valid PEM"),
             Self::Mismatch => f.write_str("is not the private key of the certificate"),
             Self::Unusable(_) => f.write_str("cannot be used"),
@@ -131,9 +134,13 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Unusable(error) => Some(error),
-            Self::Unreadable(_) | Self::NoCertificate | Self::NoKey | Self::Syntax | Self::Mismatch | Self::NoRoots => {
-                None
-            }
+            Self::Unreadable(_)
+            | Self::NoCertificate
+            | Self::NoKey
+            | Self::EncryptedKey
+            | Self::Syntax
+            | Self::Mismatch
+            | Self::NoRoots => None,
         }
     }
 }

@@ -15,7 +15,10 @@ use http::{
 };
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::Client,
+    client::legacy::{
+        Client,
+        connect::{CaptureConnection, capture_connection},
+    },
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls_pki_types::ServerName;
@@ -37,6 +40,9 @@ use connect::Connector;
 /// theirs.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
+/// Header fields of an upstream's answer, and bytes of its head.
+const MOST_HEADERS: usize = 256;
+const MOST_HEAD_BYTES: usize = 256 * 1024;
 /// The least time between two reports that an upstream's servers cannot be reached.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -197,8 +203,8 @@ impl Upstream {
             .pool_idle_timeout(POOL_IDLE)
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
-            .http1_max_headers(256)
-            .http1_max_buf_size(256 * 1024)
+            .http1_max_headers(MOST_HEADERS)
+            .http1_max_buf_size(MOST_HEAD_BYTES)
             .set_host(false)
             .build(connector);
         Self { shared: Arc::clone(shared), client }
@@ -273,7 +279,8 @@ impl Upstream {
         asked.headers_mut().insert(http::header::HOST, host.clone());
 
         let patience = request.response_timeout.unwrap_or(self.shared.settings.response_timeout);
-        let answered = within(patience, progress.as_deref(), self.client.request(asked)).await;
+        let connection = capture_connection(&mut asked);
+        let answered = within(patience, connection, progress.as_deref(), self.client.request(asked)).await;
         if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
             return Err(Failed::Finally(Error::Client(fault)));
         }
@@ -333,9 +340,20 @@ impl From<&hyper_util::client::legacy::Error> for Failed {
     }
 }
 
-/// Waits for `answer` for `patience`, counted anew whenever the client's body moves on. `None` if it took longer.
-async fn within<T>(patience: Duration, progress: Option<&Progress>, answer: impl Future<Output = T>) -> Option<T> {
+/// Waits for `answer` for `patience`, counted from when there is a `connection`, for which the connector has a deadline of
+/// its own, and anew whenever the client's body moves on. `None` if it took longer.
+async fn within<T>(
+    patience: Duration,
+    mut connection: CaptureConnection,
+    progress: Option<&Progress>,
+    answer: impl Future<Output = T>,
+) -> Option<T> {
     let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        biased;
+        answered = &mut answer => return Some(answered),
+        _ = connection.wait_for_connection_metadata() => {}
+    }
     let mut deadline = Instant::now() + patience;
     loop {
         tokio::select! {

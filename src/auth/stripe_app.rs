@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
-use super::{Claims, Coverage, Error, Failure, Presented, Principal};
+use super::{Carried, Claims, Coverage, Error, Failure, Presented, Principal};
 use crate::{
     identity::RoleId,
     json::{Document, Element},
@@ -51,15 +51,17 @@ pub struct Attempt<'a> {
     pub matched: Option<usize>,
 }
 
+/// A request's signature, and what it may be over.
+struct Read<'r> {
+    signature: Signature<'r>,
+    document: Option<Document<'r>>,
+    claims: Claims,
+    raw: &'r [u8],
+}
+
 impl StripeApp {
     pub(super) fn verify(&self, request: &Presented<'_>, now: i64) -> Result<Principal, Failure> {
-        let signature = signature_of(request.headers)?;
-        let document = request.body.document()?;
-        let claims = Claims::read(request, document.as_ref(), self.allow_account_only)?;
-        let raw = match request.body {
-            super::Carried::Json(body) | super::Carried::Text(body) => body,
-            super::Carried::Nothing | super::Carried::Opaque => &[],
-        };
+        let Read { signature, document, claims, raw } = self.read(request)?;
         let mut matched = None;
         candidates(&claims, raw, document.as_ref(), |candidate, text| {
             let hit = signature.matching_key(&self.keys, text).is_some();
@@ -91,18 +93,24 @@ impl StripeApp {
     /// # Errors
     /// The reason for which no candidate could be built.
     pub fn attempts(&self, request: &Presented<'_>, mut look: impl FnMut(Attempt<'_>)) -> Result<Claims, Error> {
-        let signature = signature_of(request.headers)?;
-        let document = request.body.document()?;
-        let claims = Claims::read(request, document.as_ref(), self.allow_account_only)?;
-        let raw = match request.body {
-            super::Carried::Json(body) | super::Carried::Text(body) => body,
-            super::Carried::Nothing | super::Carried::Opaque => &[],
-        };
+        let Read { signature, document, claims, raw } = self.read(request)?;
         candidates(&claims, raw, document.as_ref(), |candidate, text| {
             look(Attempt { candidate, text, matched: signature.matching_key(&self.keys, text) });
             true
         });
         Ok(claims)
+    }
+
+    /// What there is to verify, in the order in which its faults are told.
+    fn read<'r>(&self, request: &Presented<'r>) -> Result<Read<'r>, Error> {
+        let signature = signature_of(request.headers)?;
+        let document = request.body.document()?;
+        let claims = Claims::read(request, document.as_ref(), self.allow_account_only)?;
+        let raw = match request.body {
+            Carried::Json(body) | Carried::Text(body) => body,
+            Carried::Nothing | Carried::Opaque => &[],
+        };
+        Ok(Read { signature, document, claims, raw })
     }
 
     #[cfg(test)]

@@ -27,9 +27,8 @@ pub enum Format {
     Json,
 }
 
-/// Checks the configuration at `config_path`: a table of routes and the warnings on `out`, or all errors on `err`.
-/// Answers the exit code; errors as JSON are an
-/// answer too and go to `out`. With `strict` the names of upstreams must resolve. Nobody reading is no mistake.
+/// Checks the configuration at `config_path`: a table of routes and the warnings on `out`, or all errors on `err`;
+/// errors as JSON are an answer too and go to `out`. Answers the exit code. With `strict` the names of upstreams must resolve. Nobody reading is no mistake.
 pub fn run(
     config_path: &Path,
     strict: bool,

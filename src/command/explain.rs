@@ -74,7 +74,10 @@ pub(super) fn run(options: &Options) -> u8 {
         Ok(rules) => rules,
         Err(code) => return code,
     };
-    let read = capture::read(options.file.as_deref()).map_err(|error| format!("the request cannot be read: {error}"));
+    let read = capture::read(options.file.as_deref()).map_err(|error| {
+        let file = options.file.as_ref().map_or_else(String::new, |file| format!("{}: ", file.display()));
+        format!("{file}the request cannot be read: {error}")
+    });
     let capture = match read.and_then(|bytes| Capture::of(&bytes)) {
         Ok(capture) => capture,
         Err(what) => {
@@ -168,13 +171,35 @@ fn diagnosis(gateway: &Gateway, capture: &[u8]) -> Option<Diagnosis> {
     })?;
     let path = CanonicalPath::parse(parts.uri.path()).ok()?;
     let Scheme::StripeApp(app) = gateway.routes.find(&path)?.scheme.as_ref();
-    let body = match BodyKind::of(&parts.headers).ok()? {
+    let carried = match BodyKind::of(&parts.headers).ok()? {
         _ if body.is_empty() => Carried::Nothing,
         BodyKind::Json => Carried::Json(&body),
         BodyKind::Text => Carried::Text(&body),
         BodyKind::Opaque => Carried::Opaque,
     };
-    diagnosis::diagnose(app, &Presented { headers: &parts.headers, query: parts.uri.query(), body })
+    let request = Presented { headers: &parts.headers, query: parts.uri.query(), body: carried };
+    diagnosis::diagnose(app, &request, &body)
+}
+
+/// A verdict as programs read it, in the order in which people do.
+#[derive(serde::Serialize)]
+struct Accepted<'v> {
+    verdict: &'v str,
+    user: Option<&'v str>,
+    account: &'v str,
+    roles: Vec<&'v str>,
+    signed: &'v str,
+}
+
+#[derive(serde::Serialize)]
+struct Refused<'v> {
+    verdict: &'v str,
+    code: &'v str,
+    detail: &'v str,
+}
+
+fn json(verdict: &impl serde::Serialize) -> String {
+    format!("{}\n", serde_json::to_string(verdict).unwrap_or_default())
 }
 
 fn accepted(verdict: &Verdict, diagnosis: Option<Diagnosis>, format: TextOrJson) -> String {
@@ -183,14 +208,13 @@ fn accepted(verdict: &Verdict, diagnosis: Option<Diagnosis>, format: TextOrJson)
         (Verdict::Preflight, TextOrJson::Json) => "{\"verdict\":\"preflight\"}\n".to_owned(),
         (Verdict::Accept(principal), TextOrJson::Json) => {
             let roles: Vec<_> = principal.roles().iter().map(RoleId::as_str).collect();
-            let verdict = serde_json::json!({
-                "verdict": "accept",
-                "user": principal.user().map(UserId::as_str),
-                "account": principal.account().as_str(),
-                "roles": roles,
-                "signed": principal.signed().as_str(),
-            });
-            format!("{verdict}\n")
+            json(&Accepted {
+                verdict: "accept",
+                user: principal.user().map(UserId::as_str),
+                account: principal.account().as_str(),
+                roles,
+                signed: principal.signed().as_str(),
+            })
         }
         (Verdict::Accept(principal), TextOrJson::Text) => {
             let user = principal.user().map_or("none", UserId::as_str);
@@ -213,10 +237,7 @@ fn refused(rejection: &Rejection, diagnosis: Option<Diagnosis>, format: TextOrJs
     };
     let code = rejection.code.as_str();
     match format {
-        TextOrJson::Json => {
-            let verdict = serde_json::json!({ "verdict": "refuse", "code": code, "detail": detail });
-            format!("{verdict}\n")
-        }
+        TextOrJson::Json => json(&Refused { verdict: "refuse", code, detail: &detail }),
         TextOrJson::Text => {
             let mut text = format!("refuse: {code} ({})\n  {detail}\n", rejection.code.status().as_u16());
             if let Some(Diagnosis { tried, .. }) = diagnosis {

@@ -1,8 +1,9 @@
 //! `countersign run`: the gateway, until a signal ends it.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{self, Write},
+    os::fd::AsFd as _,
     path::PathBuf,
     task::Poll,
     time::Duration,
@@ -58,7 +59,8 @@ pub(super) fn start_logging() {
 
 fn sink(log: &AccessLog) -> io::Result<Box<dyn Write + Send>> {
     Ok(match log {
-        AccessLog::Stdout => Box::new(io::stdout()),
+        // Unbuffered, for the log gathers lines itself and must know what was written.
+        AccessLog::Stdout => Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
         AccessLog::File(path) => Box::new(OpenOptions::new().append(true).create(true).open(path)?),
     })
 }

@@ -30,7 +30,9 @@ pub(super) fn listener(root: &Section<'_>) -> Option<Listener> {
     let address = section.required("address", "address = \"0.0.0.0:8443\"").and_then(|item| address(&item));
     let certificate = section.required("certificate", "certificate = \"certs/gateway.pem\"");
     let key = section.required("private_key", "private_key = \"certs/gateway.key\"");
+    let mut leaf = None;
     let certified = pair(certificate.as_ref(), key.as_ref()).and_then(|(chain, private)| {
+        leaf = chain.first().cloned();
         let certified = tls::certified_key(chain, private);
         report(key.as_ref()?, certified, "write the key that the certificate was issued for")
     });
@@ -38,7 +40,22 @@ pub(super) fn listener(root: &Section<'_>) -> Option<Listener> {
         None => Some(Vec::new()),
         Some(item) => names(&item, address.is_some_and(|address| is_private(address.ip()))),
     };
+    if let (Some(leaf), Some(item)) = (&leaf, section.item("names")) {
+        warn_of_uncovered(&item, leaf);
+    }
     Some(Listener { address: address?, certificates: Arc::new(certified?), names: names? })
+}
+
+/// Warns of each name that the certificate is not for.
+fn warn_of_uncovered(names: &Item<'_>, leaf: &CertificateDer<'static>) {
+    let Ok(certificate) = rustls::server::ParsedCertificate::try_from(leaf) else { return };
+    for item in names.list_or_empty("names").unwrap_or_default() {
+        let name = item.as_text().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let Ok(name) = ServerName::try_from(name) else { continue };
+        if rustls::client::verify_server_name(&certificate, &name).is_err() {
+            item.warn("the listener's certificate is not for this name: browsers refuse the connection");
+        }
+    }
 }
 
 /// Reads a certificate and its key, both or with a report of what is wrong with either.

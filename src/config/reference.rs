@@ -91,7 +91,10 @@ fn from_credential(item: &Item<'_>) -> Option<(Zeroizing<String>, String)> {
     let Some(folder) = item.context.environment.var("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty()) else {
         item.error(
             &format!("{origin} is not there: CREDENTIALS_DIRECTORY is not set"),
-            Some("start the service by systemd with LoadCredential=, or write { file = \"…\" }"),
+            Some(
+                "start the service by systemd with LoadCredential=, or write { file = \"…\" }; to check by hand, set \
+                 CREDENTIALS_DIRECTORY to a folder with a file of that name",
+            ),
         );
         return None;
     };

@@ -94,7 +94,7 @@ fn route<'c>(
     let request_headers = header_edits::edits(section, Direction::Request);
     let response_headers = header_edits::edits(section, Direction::Response);
     let (methods, signed) = (methods?, signed?);
-    warn_of_writes(section, &methods, signed);
+    warn_of_methods(section, &methods, signed, matches!(roles, Some(Some(_))));
     let (name, scheme, accounts) = app?;
     Some(Route {
         pattern: pattern?,
@@ -269,21 +269,37 @@ fn body_limit(item: &Item<'_>, signed: Option<Demand>, limits: Option<&Limits>) 
     Some(size)
 }
 
-fn warn_of_writes(section: &Section<'_>, methods: &Methods, signed: Demand) {
-    let writes: Vec<_> =
-        methods.iter().filter(|m| **m != Method::GET && **m != Method::HEAD).map(Method::as_str).collect();
-    match signed {
-        Demand::Body => {}
-        Demand::Identity if writes.is_empty() => {}
-        Demand::Identity => {
-            let at = section.item("signed").or_else(|| section.item("methods")).or_else(|| section.item("path"));
-            if let Some(item) = at {
-                item.warn(&format!(
-                    "{} with signed = \"identity\": who asks is proven, what is sent is not; an overheard signature serves for \
-                     any body until it expires. Where the body matters: signed = \"body\"",
-                    writes.join(", ")
-                ));
-            }
+fn warn_of_methods(section: &Section<'_>, methods: &Methods, signed: Demand, wants_roles: bool) {
+    let listed = |chosen: &dyn Fn(&Method) -> bool| {
+        methods.iter().filter(|method| chosen(method)).map(Method::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let warn = |key, text: &str| {
+        if let Some(item) = section.item(key).or_else(|| section.item("methods")).or_else(|| section.item("path")) {
+            item.warn(text);
         }
+    };
+    let is_read = |method: &Method| *method == Method::GET || *method == Method::HEAD;
+    let (reads, writes) = (listed(&is_read), listed(&|method| !is_read(method)));
+    match signed {
+        Demand::Body if methods.contains(&Method::DELETE) => {
+            let text = "DELETE with signed = \"body\": one without a body satisfies it, and then nothing but the ids is covered; an \
+                overheard signature serves for any path of this route until it expires";
+            warn("methods", text);
+        }
+        Demand::Identity if !writes.is_empty() => {
+            let text = format!(
+                "{writes} with signed = \"identity\": who asks is proven, what is sent is not; an overheard signature serves for \
+                 any body until it expires. Where the body matters: signed = \"body\""
+            );
+            warn("signed", &text);
+        }
+        Demand::Body | Demand::Identity => {}
+    }
+    if wants_roles && !reads.is_empty() {
+        let text = format!(
+            "{reads} on a route with `roles`: such a request has no body to carry stripe_roles, so it proves none and is always \
+             refused; give it a route of its own, or leave it out of `methods`"
+        );
+        warn("methods", &text);
     }
 }

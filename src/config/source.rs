@@ -69,6 +69,9 @@ impl Source {
         let suggestion = match message {
             "duplicate key" => Some("each key and each table stands once; keep one of them"),
             _ if message.starts_with("string values must be quoted") => Some("put the value in quotes"),
+            _ if message.starts_with("invalid") && message.contains("expected nothing") => {
+                Some("text stands in quotes: address = \"0.0.0.0:8443\"")
+            }
             _ if message.contains("unclosed") || message.contains("missing") => {
                 Some("close what is open: brackets, braces and quotes come in pairs")
             }

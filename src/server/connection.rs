@@ -37,6 +37,9 @@ use crate::{
 const LAST_CHANCE: Duration = Duration::from_millis(500);
 /// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
+/// HTTP/2 streams that a client reset before they were taken, and streams reset for its mistakes: more end the connection.
+const MOST_PENDING_RESETS: usize = 20;
+const MOST_ERROR_RESETS: usize = 1024;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
@@ -181,8 +184,8 @@ async fn serve_http2(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(STREAM_WINDOW as usize)
-        .max_pending_accept_reset_streams(20)
-        .max_local_error_reset_streams(1024)
+        .max_pending_accept_reset_streams(MOST_PENDING_RESETS)
+        .max_local_error_reset_streams(MOST_ERROR_RESETS)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY)
         .serve_connection(io, service);

@@ -5,7 +5,7 @@
 //! and only heads with one reading go on. In place of one without, the library is given a stand-in request, for which
 //! the gateway answers with the fault.
 //!
-//! Source: RFC 9112, sections 2 to 7; RELIABILITY rules 2 and 11.
+//! Source: RFC 9112, sections 2 to 7.
 
 use std::{
     future::Future,

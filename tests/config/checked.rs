@@ -9,7 +9,7 @@ use super::{Folder, GOOD, changed};
 #[test]
 fn check_shows_a_table_of_routes_and_the_warnings() {
     let folder = Folder::new();
-    let more = "roles = [\"admin\"]\nusers = [\"usr_1\"]\nupstream_path = \"/api/\"\n\n[[routes]]\npath = \"/\"\napp = \"shipping\"\n\
+    let more = "methods = [\"POST\"]\nroles = [\"admin\"]\nusers = [\"usr_1\"]\nupstream_path = \"/api/\"\n\n[[routes]]\npath = \"/\"\napp = \"shipping\"\n\
                 upstream = \"http://b:1\"\n";
     let path = folder.put("countersign.toml", format!("{GOOD}{more}"));
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -23,7 +23,7 @@ fn check_shows_a_table_of_routes_and_the_warnings() {
         lines[1],
         [
             "/shipping/orders/",
-            "GET, HEAD, POST",
+            "POST",
             "shipping",
             "1",
             "roles admin; users usr_1",
@@ -34,7 +34,7 @@ fn check_shows_a_table_of_routes_and_the_warnings() {
     );
     assert_eq!(lines[2], ["/", "GET, HEAD, POST", "shipping", "1", "any user", "identity", "http://b:1", "as it came"]);
     assert!(out.contains("warning: this route takes every path"), "{out}");
-    assert!(out.contains("countersign.toml:25: routes.1.path\n"), "{out}");
+    assert!(out.contains("countersign.toml:26: routes.1.path\n"), "{out}");
 
     let mut out = Vec::new();
     assert_eq!(check::run(&path, false, Format::Json, &folder.environment(&[]), &mut out, &mut Vec::new()), 0);
@@ -44,7 +44,7 @@ fn check_shows_a_table_of_routes_and_the_warnings() {
         (&json["routes"][0]["accounts"], &json["routes"][1]["upstream_path"]),
         (&1.into(), &serde_json::Value::Null)
     );
-    assert_eq!((&json["warnings"][0]["key"], &json["warnings"][0]["line"]), (&"routes.1.path".into(), &25.into()));
+    assert_eq!((&json["warnings"][0]["key"], &json["warnings"][0]["line"]), (&"routes.1.path".into(), &26.into()));
 }
 
 #[test]

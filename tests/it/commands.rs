@@ -279,6 +279,25 @@ fn fits(expected: &Value, verdict: &Value, code: Option<i32>) -> bool {
 }
 
 #[test]
+fn explain_tells_what_it_cannot_read() {
+    let folder = Folder::new("http://127.0.0.1:9", "");
+    let secret = folder.file("secret");
+    for (capture, said) in [
+        (&b"hello"[..], "neither raw HTTP"),
+        (b"", "neither raw HTTP"),
+        (b"{\"a\":1}", "no HAR file"),
+        (b"curl -H x", "no URL"),
+        (b"GET /a HTTP/1.1\r\nHost: gw.test", "signature_missing"),
+    ] {
+        let (code, verdict, error) = explained(&["--secret-file", &secret], capture);
+        assert!((verdict.to_string() + &error).contains(said), "{verdict} {error}");
+        assert_eq!(code, Some(if error.is_empty() { 1 } else { 2 }), "{error}");
+    }
+    let output = ran(&["explain", "--secret-file", &secret, "/none/request.http"]);
+    assert!(stderr(&output).contains("/none/request.http"), "{}", stderr(&output));
+}
+
+#[test]
 fn explain_judges_by_the_route_of_a_configuration() {
     let folder = Folder::new("http://127.0.0.1:9", "");
     let config = folder.file("countersign.toml");

@@ -73,6 +73,21 @@ fn an_upstream_that_never_finishes_connecting_times_out() {
 }
 
 #[test]
+fn a_server_that_never_connects_is_skipped_however_short_the_answer_s_time() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path(), "unused");
+    let live = Upstream::tls(&folder.path().join("cert.pem"), &folder.path().join("key.pem"));
+    let servers = [format!("https://{}", silent.local_addr().unwrap()), format!("https://{}", live.address)];
+    let ca = folder.path().join("cert.pem");
+    let keys = format!("connect_timeout = \"400ms\"\nresponse_timeout = \"200ms\"\nca = {ca:?}");
+    let gateway = gateway(&servers, &keys);
+    for _ in 0..4 {
+        assert_eq!(gateway.ask(signed_head("GET", "/a", "")).status, 200);
+    }
+}
+
+#[test]
 fn an_upstream_that_never_answers_times_out_and_frees_its_place() {
     let upstream = Upstream::serving(|stream, request| {
         if request.starts_with(b"GET /never") {

@@ -50,6 +50,13 @@ impl Capture {
                 serde_json::from_slice(begin).map_err(|error| format!("the HAR file is not JSON: {error}"))?;
             return Request::of_har(&har).map(Request::into_capture);
         }
+        let line = begin.split(|b| *b == b'\n').next().unwrap_or_default();
+        if !line.windows(6).any(|part| part == b" HTTP/") {
+            return Err(
+                "this is neither raw HTTP, whose first line ends with a version, nor a curl line, nor a HAR file"
+                    .to_owned(),
+            );
+        }
         Ok(Self::of_http(bytes))
     }
 

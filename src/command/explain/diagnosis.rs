@@ -22,8 +22,9 @@ pub(super) struct Diagnosis {
     pub(super) mistake: Option<String>,
 }
 
-/// Looks at the signature of `request`; `None` where there is nothing to compare, for header, body or ids are at fault.
-pub(super) fn diagnose(app: &StripeApp, request: &Presented<'_>) -> Option<Diagnosis> {
+/// Looks at the signature of `request`, whose body is `body`; `None` where there is nothing to compare, for header, body or
+/// ids are at fault.
+pub(super) fn diagnose(app: &StripeApp, request: &Presented<'_>, body: &[u8]) -> Option<Diagnosis> {
     let mut matched = None;
     let mut tried = Vec::new();
     let claims = app.attempts(request, |Attempt { candidate, text, matched: key }| {
@@ -31,7 +32,7 @@ pub(super) fn diagnose(app: &StripeApp, request: &Presented<'_>) -> Option<Diagn
         tried.push((name(candidate), String::from_utf8_lossy(text).into_owned()));
     });
     let claims = claims.ok()?;
-    let mistake = if matched.is_some() { None } else { mistake(app, request, &claims) };
+    let mistake = if matched.is_some() { None } else { mistake(app, request, body, &claims) };
     Some(Diagnosis { matched, tried, mistake })
 }
 
@@ -45,7 +46,12 @@ fn name(candidate: Candidate) -> &'static str {
     }
 }
 
-fn mistake(app: &StripeApp, request: &Presented<'_>, claims: &Claims) -> Option<String> {
+fn mistake(app: &StripeApp, request: &Presented<'_>, body: &[u8], claims: &Claims) -> Option<String> {
+    let declared = Presented { body: Carried::Json(body), ..*request };
+    let mut fits_as_json = false;
+    if app.attempts(&declared, |attempt| fits_as_json |= attempt.matched.is_some()).is_ok() && fits_as_json {
+        return Some(UNDECLARED.to_owned());
+    }
     let value = request.headers.get("stripe-signature")?;
     let signature = Signature::parse(value.as_bytes()).ok()?;
     let fits = |text: &str| signature.matching_key(&app.keys, text.as_bytes()).is_some();
@@ -71,7 +77,6 @@ fn mistake(app: &StripeApp, request: &Presented<'_>, claims: &Claims) -> Option<
             return Some((*mistake).to_owned());
         }
     }
-    let (Carried::Json(body) | Carried::Text(body)) = request.body else { return None };
     let document = Document::parse(body).ok().filter(Document::is_object)?;
     let members = members(&document);
     let ids: Vec<_> = user.map(|user| ("user_id", user)).into_iter().chain([("account_id", account)]).collect();
@@ -92,7 +97,7 @@ fn mistake(app: &StripeApp, request: &Presented<'_>, claims: &Claims) -> Option<
     }
     let mut sorted = texts.clone();
     sorted.sort_unstable();
-    if fits(&object(&[&sorted[..], &ids[..]].concat())) {
+    if sorted != texts && fits(&object(&[&sorted[..], &ids[..]].concat())) {
         return Some(SORTED.to_owned());
     }
     if document.has_lossy_number() && fits(&object(&[&texts[..], &ids[..]].concat())) {
@@ -135,6 +140,8 @@ fn members(document: &Document<'_>) -> Vec<Member> {
 }
 
 const PASS_ALL: &str = "pass every member but the ids to fetchStripeSignature(), in the order in which they are sent";
+const UNDECLARED: &str = "the signature covers the body, but the body is not declared as JSON, so it was not read; send the header \
+    Content-Type: application/json";
 const ACCOUNT_ALONE: &str = "it was signed for the account alone, but the request names a user; send the ids that were signed, \
     or, where there is no user, none and set `allow_account_only` for the app";
 const USER_ALONE: &str = "it was signed for the user alone, which Stripe never does; use fetchStripeSignature()";
@@ -169,7 +176,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("stripe-signature", key.header(1, signed.as_bytes()).parse().unwrap());
         let app = StripeApp { keys: vec![key], tolerance: Duration::from_secs(300), allow_account_only: false };
-        diagnose(&app, &Presented { headers: &headers, query: None, body: Carried::Json(body.as_bytes()) }).unwrap()
+        let request = Presented { headers: &headers, query: None, body: Carried::Json(body.as_bytes()) };
+        diagnose(&app, &request, body.as_bytes()).unwrap()
     }
 
     #[test]
@@ -195,6 +203,22 @@ mod tests {
         let lossy = BODY.replace(":1,", ":1e400,");
         let signed = r#"{"note":"n","amount":null,"big":2,"user_id":"usr_1","account_id":"acct_1"}"#;
         assert_eq!(diagnosed(signed, &lossy).mistake.as_deref(), Some(LOSSY));
+    }
+
+    #[test]
+    fn a_body_that_is_not_declared_as_json_is_recognised() {
+        let key = SigningKey::new(&SigningSecret::parse(Zeroizing::new("absec_1".to_owned())).unwrap());
+        let mut headers = HeaderMap::new();
+        let signed = r#"{"note":"n","user_id":"usr_1","account_id":"acct_1"}"#;
+        headers.insert("stripe-signature", key.header(1, signed.as_bytes()).parse().unwrap());
+        headers.insert("stripe-user-id", "usr_1".parse().unwrap());
+        headers.insert("stripe-account-id", "acct_1".parse().unwrap());
+        let app = StripeApp { keys: vec![key], tolerance: Duration::from_secs(300), allow_account_only: false };
+        let body = br#"{"note":"n"}"#;
+        for carried in [Carried::Text(body), Carried::Opaque] {
+            let request = Presented { headers: &headers, query: None, body: carried };
+            assert_eq!(diagnose(&app, &request, body).unwrap().mistake.as_deref(), Some(UNDECLARED));
+        }
     }
 
     #[test]

@@ -32,6 +32,9 @@ const OrderPanel = ({ userContext, environment }: ExtensionContextValue) => {
     if (invoice === undefined) {
       return;
     }
+    // What is on the screen belongs to the invoice before.
+    setOrder(undefined);
+    setProblem(undefined);
     let shown = true;
     get<Order>(userContext, invoice)
       .then((found) => shown && setOrder(found))
