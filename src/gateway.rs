@@ -88,6 +88,7 @@ impl Gateway {
         let mut body = Some(body);
         let now = self.clock.now();
         let record = access(&arrival, &parts, now);
+        let activity = arrival.busy.activity();
         let mut exchange = Exchange::open(&self.log, record, arrival.busy, arrival.pace);
 
         let outcome = match head::check(&parts, arrival.fault, &self.limits) {
@@ -96,7 +97,7 @@ impl Gateway {
             Err(rejection) => Err(rejection),
         };
         let unread = body.filter(|body| !body.is_end_stream());
-        let closes = unread.is_some_and(|body| leave_unread(&parts, body, &self.limits));
+        let closes = unread.is_some_and(|body| leave_unread(&parts, body, &self.limits, activity));
         let mut response = match outcome {
             Ok(response) => exchange.answer(response),
             Err(rejection) => exchange.refuse(&rejection),
@@ -324,12 +325,17 @@ fn preflight(exchange: &mut Exchange) -> Response<Content> {
 /// Sees to it that a client that is still sending gets to read its answer: over HTTP/1.1 what it sends is thrown away,
 /// within limits. HTTP/2 has a stream of its own for that. A client that waits for a go-ahead is not given one, and its
 /// connection must close, for what it sends next may be that body or another request: answers whether it must.
-fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits) -> bool {
+fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits, activity: Arc<Activity>) -> bool {
     let waits = parts.headers.contains_key(header::EXPECT);
     let http1 = parts.version != Version::HTTP_2;
     if http1 && !waits {
         // It ends with its connection, whose task is waited for.
-        tokio::spawn(body::discard(body, limits.discard_bytes, limits.discard_timeout));
+        let discarding = body::discard(body, limits.discard_bytes, limits.discard_timeout);
+        tokio::spawn(async move {
+            if !discarding.await {
+                activity.indulge();
+            }
+        });
     }
     http1 && waits
 }

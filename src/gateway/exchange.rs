@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -38,11 +38,12 @@ pub struct Exchange {
     _busy: Busy,
 }
 
-/// Whether a connection has requests under way, and since when it has none.
+/// Whether a connection has requests under way, since when it has none, and whether its client was indulged enough.
 #[derive(Debug)]
 pub struct Activity {
     under_way: AtomicUsize,
     idle_since: Mutex<Instant>,
+    indulged: AtomicBool,
 }
 
 /// A request under way on a connection, while it lives.
@@ -52,7 +53,17 @@ pub struct Busy(Arc<Activity>);
 impl Activity {
     /// A connection on which nothing was asked yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { under_way: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) })
+        let (under_way, indulged) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Arc::new(Self { under_way, idle_since: Mutex::new(Instant::now()), indulged })
+    }
+
+    /// Whether as much of a refused body was thrown away as may be, so that nothing more of it is waited for.
+    pub fn is_indulged(&self) -> bool {
+        self.indulged.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn indulge(&self) {
+        self.indulged.store(true, Ordering::Relaxed);
     }
 
     /// When the connection will have been idle for `patience` if nothing more is asked; `None` if it has been.
@@ -71,6 +82,12 @@ impl Busy {
     pub fn new(activity: &Arc<Activity>) -> Self {
         activity.under_way.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(activity))
+    }
+}
+
+impl Busy {
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.0)
     }
 }
 

@@ -135,7 +135,7 @@ impl Served {
 async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
     let stream = Stalling::new(stream, limits.write_timeout);
-    let io = TokioIo::new(Checked::new(stream, limits, Arc::clone(&served.refusal)));
+    let io = TokioIo::new(Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity)));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

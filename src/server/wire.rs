@@ -22,7 +22,10 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::{gateway::Fault, limits::Limits};
+use crate::{
+    gateway::{Activity, Fault},
+    limits::Limits,
+};
 
 mod chunks;
 mod head;
@@ -41,6 +44,7 @@ pub struct Refusal(OnceLock<(u64, Fault)>);
 pub struct Checked<T> {
     io: T,
     refusal: Arc<Refusal>,
+    activity: Arc<Activity>,
     bounds: Bounds,
     framing: Framing,
     /// Bytes that came and did not go on yet.
@@ -94,8 +98,8 @@ impl Refusal {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
-    /// Checks what comes from `io` and tells `refusal`.
-    pub fn new(io: T, limits: &Limits, refusal: Arc<Refusal>) -> Self {
+    /// Checks what comes from `io` and tells `refusal`; `activity` tells when its client was indulged enough.
+    pub fn new(io: T, limits: &Limits, refusal: Arc<Refusal>, activity: Arc<Activity>) -> Self {
         let bounds = Bounds {
             head_bytes: limits.head_bytes,
             headers: limits.headers,
@@ -106,6 +110,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
         Self {
             io,
             refusal,
+            activity,
             bounds,
             framing: Framing::Head,
             held: BytesMut::new(),
@@ -254,7 +259,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Checked<T> {
         let this = self.get_mut();
         if let Closing::No = this.closing {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-            if this.is_between_requests() {
+            if this.is_between_requests() || this.activity.is_indulged() {
                 return Poll::Ready(Ok(()));
             }
             let deadline = Box::pin(tokio::time::sleep(this.bounds.discard_timeout));

@@ -503,6 +503,31 @@ fn a_refusal_of_a_large_upload_can_be_read() {
 }
 
 #[test]
+fn a_refused_upload_is_thrown_away_within_one_bound() {
+    let upstream = Upstream::ok();
+    let routes = format!("[[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{}\"\n", upstream.origin());
+    let head = "POST /a HTTP/1.1\r\nHost: gw.test\r\nContent-Length: 1000000000\r\n\r\n";
+    // By bytes: what the system's buffers hold comes on top.
+    let gateway = Gateway::with(&format!("[limits]\ndiscard_bytes = \"1MiB\"\n{routes}"));
+    let mut client = gateway.connect();
+    client.send(head);
+    let mut sent = 0;
+    while sent < 64 * 1024 * 1024 && client.stream.write_all(&[b'x'; 8192]).is_ok() {
+        sent += 8192;
+    }
+    assert!((1024 * 1024..24 * 1024 * 1024).contains(&sent), "{sent}");
+    // By time.
+    let gateway = Gateway::with(&format!("[limits]\ndiscard_timeout = \"2s\"\n{routes}"));
+    let mut client = gateway.connect();
+    client.send(head);
+    assert_eq!(client.answer().status, 401);
+    let began = Instant::now();
+    assert!(client.is_closed());
+    let took = began.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_millis(3500)).contains(&took), "once, not twice: {took:?}");
+}
+
+#[test]
 fn a_body_is_asked_for_only_when_the_head_is_good() {
     let upstream = Upstream::ok();
     let gateway = Gateway::to(&upstream);
