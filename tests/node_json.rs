@@ -11,7 +11,8 @@ use std::thread;
 
 use countersign::json::{Document, Error};
 
-const TEXTS: usize = 100_000;
+/// Of these more than 100,000 are documents that both print; the others are refused.
+const TEXTS: usize = 120_000;
 const SEED: u64 = 20_250_607;
 
 #[test]
@@ -51,7 +52,7 @@ fn documents_are_refused_printed_and_called_lossy_as_node_does() {
          {refused} refused by both; {banned} more fall under our own bans",
         printed + refused
     );
-    assert!(printed > TEXTS / 2 && lossy > TEXTS / 100 && refused > TEXTS / 100, "the texts test too little");
+    assert!(printed >= 100_000 && lossy > TEXTS / 100 && refused > TEXTS / 100, "the texts test too little");
 }
 
 /// One line for each text; `None` where there is no node.
