@@ -93,6 +93,17 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Has it drain and end, and answers what it said on stderr.
+    fn drained(mut self) -> String {
+        self.signal("TERM");
+        assert_eq!(self.exit_code(), Some(0));
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        said
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -434,10 +445,7 @@ fn a_closed_stdout_neither_stops_nor_slows_requests() {
         ask();
     }
     assert!(began.elapsed() < Duration::from_secs(20));
-    gateway.signal("TERM");
-    assert_eq!(gateway.exit_code(), Some(0));
-    let mut said = String::new();
-    gateway.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let said = gateway.drained();
     assert!(said.contains("access log lines dropped"), "{said}");
 }
 
@@ -456,26 +464,20 @@ fn a_blocked_stdout_slows_nobody_and_what_is_lost_is_said() {
     let answers = curl(&many, &format!("--cacert {} --user-agent {agent}", folder.file("cert.pem")));
     assert_eq!(answers.matches("ok").count(), 20);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    gateway.signal("TERM");
-    assert_eq!(gateway.exit_code(), Some(0));
-    let mut said = String::new();
-    gateway.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let said = gateway.drained();
     assert!(said.contains("access log lines dropped"), "{said}");
 }
 
 #[test]
 fn why_a_server_cannot_be_reached_is_told_to_the_administrator_only() {
     let folder = Folder::new(&format!("http://127.0.0.1:{}", free_port()), "");
-    let mut gateway = folder.run(Stdio::null());
+    let gateway = folder.run(Stdio::null());
     for _ in 0..3 {
         let line = stdout(&signed(&folder, &["GET", &format!("https://127.0.0.1:{}/a", folder.port)]));
         let answer = curl(&line, &format!("--cacert {}", folder.file("cert.pem")));
         assert!(answer.contains("upstream_unreachable") && !answer.contains("refused"), "{answer}");
     }
-    gateway.signal("TERM");
-    assert_eq!(gateway.exit_code(), Some(0));
-    let mut said = String::new();
-    gateway.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let said = gateway.drained();
     assert_eq!(said.matches("a server cannot be reached").count(), 1, "{said}");
     assert!(said.contains("onnection refused"), "{said}");
 }
@@ -504,16 +506,13 @@ fn an_https_upstream_is_verified_by_the_system_s_authorities_where_none_is_given
 fn signals_that_mean_reload_elsewhere_end_nothing() {
     let upstream = Upstream::ok();
     let folder = Folder::new(&upstream.origin(), "");
-    let mut gateway = folder.run(Stdio::null());
+    let gateway = folder.run(Stdio::null());
     for signal in ["HUP", "USR1", "USR2", "HUP"] {
         gateway.signal(signal);
     }
     let line = stdout(&signed(&folder, &["GET", &format!("https://127.0.0.1:{}/a", folder.port)]));
     assert_eq!(curl(&line, &format!("--cacert {}", folder.file("cert.pem"))), "ok");
-    gateway.signal("TERM");
-    assert_eq!(gateway.exit_code(), Some(0));
-    let mut said = String::new();
-    gateway.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let said = gateway.drained();
     assert!(said.contains("restart to change"), "{said}");
 }
 
