@@ -127,10 +127,13 @@ fn a_location_that_names_the_upstream_becomes_the_gateway_s() {
         write!(stream, "HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n").is_ok()
     });
     let gateway = Gateway::with(&format!(
-        "[[routes]]\npath = \"/shop/\"\napp = \"test\"\nupstream = \"{0}\"\nupstream_path = \"/api/\"\n[[routes]]\npath = \"/plain/\"\napp = \"test\"\nupstream = \"{0}\"\n",
+        "[[routes]]\npath = \"/shop/\"\napp = \"test\"\nupstream = \"{0}\"\nupstream_path = \"/api/\"\n[[routes]]\npath = \"/plain/\"\napp = \"test\"\nupstream = \"{0}\"\n\
+         [[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{0}\"\nupstream_path = \"/root/\"\n",
         upstream.origin()
     ));
     for (route, location, told) in [
+        ("/", "http://HOST/root//evil.example/", "/evil.example/"),
+        ("/", "/root/\\evil.example", "/evil.example"),
         ("/shop/", "http://HOST/api/1?x=y", "/shop/1?x=y"),
         ("/shop/", "/api/1", "/shop/1"),
         ("/plain/", "http://HOST/plain/1", "/plain/1"),
