@@ -16,6 +16,8 @@ mod hostile;
 mod http2;
 mod layers;
 mod policy;
+mod rules;
+mod semantics;
 mod support;
 mod tls;
 mod upstreams;
