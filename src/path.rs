@@ -46,7 +46,11 @@ impl<'p> CanonicalPath<'p> {
             if segment.is_empty() && segments.peek().is_some() {
                 return Err(Ambiguous::EmptySegment);
             }
+            // Servers that strip parameters read `/;x/a` as `//a` or as `/a`.
             let name = segment.split(';').next().unwrap_or_default();
+            if name.is_empty() && !segment.is_empty() {
+                return Err(Ambiguous::EmptySegment);
+            }
             if name == "." || name == ".." {
                 return Err(Ambiguous::DotSegment);
             }
@@ -182,6 +186,9 @@ mod tests {
             ("//a", Ambiguous::EmptySegment),
             ("/a//b", Ambiguous::EmptySegment),
             ("/a//", Ambiguous::EmptySegment),
+            ("/;x/a", Ambiguous::EmptySegment),
+            ("/a/;", Ambiguous::EmptySegment),
+            ("/a/%3bx/b", Ambiguous::EmptySegment),
             ("/.", Ambiguous::DotSegment),
             ("/a/..", Ambiguous::DotSegment),
             ("/a/../b", Ambiguous::DotSegment),
