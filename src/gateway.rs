@@ -91,7 +91,10 @@ impl Gateway {
         let activity = arrival.busy.activity();
         let mut exchange = Exchange::open(&self.log, record, arrival.busy, arrival.pace);
 
-        let outcome = match head::check(&parts, arrival.fault, &self.limits) {
+        let checked = head::check(&parts, arrival.fault, &self.limits);
+        // Nothing behind a head without one reading is taken for another request.
+        let is_unclear = checked.is_err() && parts.version != Version::HTTP_2;
+        let outcome = match checked {
             Ok(()) if cors::is_preflight(&parts.method, &parts.headers) => Ok(preflight(&mut exchange)),
             Ok(()) => self.forward(&parts, &mut body, now, arrival.client, &mut exchange).await,
             Err(rejection) => Err(rejection),
@@ -102,7 +105,7 @@ impl Gateway {
             Ok(response) => exchange.answer(response),
             Err(rejection) => exchange.refuse(&rejection),
         };
-        if closes {
+        if closes || is_unclear {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
