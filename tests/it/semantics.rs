@@ -15,7 +15,7 @@ mod http1;
 mod http2;
 mod tape;
 
-use tape::{Arrived, Tape, latin1};
+use tape::{Arrived, Tape};
 
 /// One case of a request.
 struct Case<S> {
@@ -123,18 +123,21 @@ fn settled(tape: &Tape, expected: &[Arrived]) -> Result<(), String> {
     }
 }
 
-/// Each refusal left a record with its reason.
+/// Each refusal left a record with its reason. A request of a stream that is reset may have come so far as to leave
+/// one too, as malformed.
 fn check_records<S>(cases: &[Case<S>], gateway: &Gateway) {
+    let resets = cases.iter().any(|case| case.told == Told::Reset);
+    let counts = |code: &String| !code.is_empty() && !(resets && code == "request_malformed");
     let told = cases.iter().flat_map(|case| match &case.told {
         Told::Then(told) | Told::ThenClosed(told) => told.clone(),
         Told::Reset => Vec::new(),
     });
-    let mut reasons: Vec<_> = told.map(|(_, code)| code).filter(|code| !code.is_empty()).collect();
+    let mut reasons: Vec<_> = told.map(|(_, code)| code).filter(counts).collect();
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let records = gateway.records(reasons.len());
         let recorded = records.iter().filter_map(|record| record["countersign.reason"].as_str());
-        let mut recorded: Vec<_> = recorded.map(str::to_owned).collect();
+        let mut recorded: Vec<_> = recorded.map(str::to_owned).filter(counts).collect();
         recorded.sort();
         reasons.sort();
         if recorded == reasons {

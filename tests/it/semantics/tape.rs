@@ -76,7 +76,8 @@ impl Tape {
         Self::answering(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec())
     }
 
-    /// Answers every request with the bytes that `answer` makes of its first line.
+    /// Answers every request with the bytes that `answer` makes of its first line, and closes behind one for
+    /// [`HANG_UP`].
     pub(super) fn answering(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -139,7 +140,7 @@ fn serve(mut stream: TcpStream, kept: &Mutex<Vec<Vec<u8>>>, answer: &dyn Fn(&str
             while read_until < kept[place].len() {
                 match read(&kept[place][read_until..], &host) {
                     Ok((Arrived { line, is_whole: true, .. }, length)) => {
-                        answers.push(answer(&line));
+                        answers.push((answer(&line), line.contains(HANG_UP)));
                         read_until += length;
                     }
                     Ok(_) => break,
@@ -147,7 +148,9 @@ fn serve(mut stream: TcpStream, kept: &Mutex<Vec<Vec<u8>>>, answer: &dyn Fn(&str
                 }
             }
         }
-        if stream.write_all(&answers.concat()).is_err() {
+        let hangs_up = answers.iter().any(|(_, hangs_up)| *hangs_up);
+        let answers: Vec<_> = answers.into_iter().flat_map(|(answer, _)| answer).collect();
+        if stream.write_all(&answers).is_err() || hangs_up {
             return;
         }
     }
@@ -203,7 +206,9 @@ fn check_field(line: &str) -> Result<(String, String), String> {
     let stripped = name.strip_prefix("x-").unwrap_or(name);
     let forbidden = FORBIDDEN.contains(&name)
         || ["proxy-", "stripe"].iter().any(|prefix| stripped.starts_with(prefix))
-        || (["countersign", "x-forwarded", "forwarded"].iter().any(|part| stripped.contains(part) || name.contains(part))
+        || (["countersign", "x-forwarded", "forwarded"]
+            .iter()
+            .any(|part| stripped.contains(part) || name.contains(part))
             && !OURS.contains(&name));
     if forbidden { Err(format!("the field {line:?}")) } else { Ok((name.to_owned(), value.to_owned())) }
 }
@@ -211,7 +216,8 @@ fn check_field(line: &str) -> Result<(String, String), String> {
 /// Each field of the gateway's is there once and says what it must.
 fn check_ours(fields: &[(String, String)], host: &str) -> Result<(), String> {
     for name in OURS {
-        let values: Vec<_> = fields.iter().filter(|(other, _)| other == name).map(|(_, value)| value.as_str()).collect();
+        let values: Vec<_> =
+            fields.iter().filter(|(other, _)| other == name).map(|(_, value)| value.as_str()).collect();
         let [value] = values[..] else { return Err(format!("{name} is there {} times", values.len())) };
         let fits = match *name {
             "host" => value == host,
@@ -278,6 +284,9 @@ fn read_body(fields: &[(String, String)], bytes: &[u8]) -> Result<(Framed, usize
 pub(super) fn latin1(bytes: &[u8]) -> String {
     bytes.iter().map(|b| char::from(*b)).collect()
 }
+
+/// The path of a request behind whose answer the upstream closes.
+pub(super) const HANG_UP: &str = "/hang-up";
 
 /// What the gateway says of itself in every request, each once.
 const OURS: &[&str] = &[
