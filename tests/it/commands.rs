@@ -516,6 +516,7 @@ fn signals_that_mean_reload_elsewhere_end_nothing() {
     assert!(said.contains("restart to change"), "{said}");
 }
 
+/// Holds rule 15.
 #[test]
 fn a_pipe_that_nobody_reads_is_no_panic() {
     let folder = Folder::new("http://127.0.0.1:9", "");

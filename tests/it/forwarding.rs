@@ -18,6 +18,7 @@ fn answering(answer: &'static str) -> (Upstream, Gateway) {
     (upstream, gateway)
 }
 
+/// Holds rule 6.
 #[test]
 fn the_verified_bytes_are_the_forwarded_bytes() {
     let upstream = Upstream::ok();
@@ -94,6 +95,7 @@ fn headers_are_set_and_removed_as_the_route_says() {
     assert_eq!(header(&head, "x-debug"), None);
 }
 
+/// Holds rule 12.
 #[test]
 fn the_answer_s_own_word_on_cookies_origins_and_identity_is_removed() {
     let (_upstream, gateway) = answering(
@@ -154,6 +156,7 @@ fn a_location_that_names_the_upstream_becomes_the_gateway_s() {
     }
 }
 
+/// Holds rule 12.
 #[test]
 fn answers_without_a_body_keep_their_meaning() {
     let upstream = Upstream::answering(|request| {
@@ -219,6 +222,7 @@ fn uploads_stream_while_they_come() {
     assert_eq!(gateway.records(1)[0]["http.request.body.size"], 16);
 }
 
+/// Holds rule 10.
 #[test]
 fn a_streamed_body_ends_at_its_limit() {
     let upstream = Upstream::ok();
@@ -259,6 +263,7 @@ fn connections_to_an_upstream_are_kept() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
+/// Holds rule 15.
 #[test]
 fn a_record_says_what_was_decided() {
     let (_upstream, gateway) = answering("HTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\nhello");

@@ -33,6 +33,7 @@ fn all_refused<'c>(cases: impl IntoIterator<Item = (String, u16, &'c str)>) {
     assert_eq!(gateway.ask(signed_head("GET", "/", "")).status, 200, "the gateway still serves");
 }
 
+/// Holds rule 2.
 #[test]
 fn a_framing_with_two_readings_is_refused() {
     let post = |more: &str, body: &str| signed_head("POST", "/a", more) + body;
@@ -89,6 +90,7 @@ fn a_framing_with_two_readings_is_refused() {
     all_refused(cases.map(|case| (case, 400, "request_malformed")));
 }
 
+/// Holds rule 2.
 #[test]
 fn a_chunked_body_that_is_malformed_is_refused() {
     let long = format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(300));
@@ -116,6 +118,7 @@ fn a_chunked_body_that_is_malformed_is_refused() {
     all_refused(cases.map(|case| (format!("{head}{case}"), 400, "request_malformed")));
 }
 
+/// Holds rules 2 and 8.
 #[test]
 fn a_host_with_two_readings_is_refused() {
     let host = |host: &str| signed_head("GET", "/a", "").replace("Host: gw.test\r\n", host);
@@ -145,6 +148,7 @@ fn a_host_with_two_readings_is_refused() {
     all_refused(cases.map(|case| (case, 400, "request_malformed")));
 }
 
+/// Holds rule 8.
 #[test]
 fn an_absolute_target_of_the_same_host_is_taken() {
     let upstream = Upstream::ok();
@@ -153,6 +157,7 @@ fn an_absolute_target_of_the_same_host_is_taken() {
     assert!(upstream.only().0.starts_with("GET /a?b=c HTTP/1.1\r\n"), "{}", upstream.only().0);
 }
 
+/// Holds rule 8.
 #[test]
 fn a_path_with_two_readings_is_refused() {
     let cases = [
@@ -216,6 +221,7 @@ fn a_path_with_two_readings_is_refused() {
     all_refused(cases.map(|case| (signed_head("GET", case, ""), 400, "path_ambiguous")));
 }
 
+/// Holds rule 8.
 #[test]
 fn a_path_with_one_reading_goes_on_as_it_came() {
     let upstream = Upstream::ok();
@@ -239,6 +245,7 @@ fn a_path_with_one_reading_goes_on_as_it_came() {
     }
 }
 
+/// Holds rule 11.
 #[test]
 fn methods_that_are_never_forwarded_are_refused() {
     let mut cases: Vec<_> = ["TRACE", "OPTIONS", "CONNECT", "get", "PROPFIND"]
@@ -253,6 +260,7 @@ fn methods_that_are_never_forwarded_are_refused() {
     all_refused(cases);
 }
 
+/// Holds rule 6.
 #[test]
 fn a_signature_header_with_two_spellings_is_refused() {
     let good = signature(&identity_payload());
@@ -290,6 +298,7 @@ fn a_signature_header_with_two_spellings_is_refused() {
     all_refused(cases.map(|case| (spelled(&case), 401, "signature_malformed")));
 }
 
+/// Holds rule 6.
 #[test]
 fn a_body_that_parsers_read_differently_is_refused() {
     let ids = identity_payload();
@@ -387,6 +396,7 @@ const FORGED: &[&str] = &[
     "X-Accel-Redirect",
 ];
 
+/// Holds rules 1 and 4.
 #[test]
 fn no_forged_header_reaches_the_upstream_in_any_spelling() {
     let upstream = Upstream::ok();
@@ -412,6 +422,7 @@ fn no_forged_header_reaches_the_upstream_in_any_spelling() {
     }
 }
 
+/// Holds rule 4.
 #[test]
 fn a_connection_header_cannot_name_ours_but_removes_what_it_names() {
     let upstream = Upstream::ok();
@@ -427,6 +438,7 @@ fn a_connection_header_cannot_name_ours_but_removes_what_it_names() {
     assert_eq!(header(&head, "x-kept"), Some("y"));
 }
 
+/// Holds rule 4.
 #[test]
 fn trailers_of_a_request_are_dropped() {
     let upstream = Upstream::ok();
@@ -441,6 +453,7 @@ fn trailers_of_a_request_are_dropped() {
     assert!(find(&request, b"usr_Forged").is_none(), "{:?}", String::from_utf8_lossy(&request));
 }
 
+/// Holds rules 2 and 3.
 #[test]
 fn no_byte_behind_a_refused_request_is_taken_for_another() {
     let upstream = Upstream::ok();
@@ -460,6 +473,7 @@ fn no_byte_behind_a_refused_request_is_taken_for_another() {
     assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
 }
 
+/// Holds rule 3.
 #[test]
 fn requests_in_one_packet_are_answered_one_by_one() {
     let upstream = Upstream::ok();
@@ -474,6 +488,7 @@ fn requests_in_one_packet_are_answered_one_by_one() {
     assert_eq!(lines, [b"GET /a ".to_vec(), b"POST /c".to_vec(), b"GET /d ".to_vec()]);
 }
 
+/// Holds rule 10.
 #[test]
 fn a_head_beyond_its_bounds_is_refused() {
     let many = "X: y\r\n".repeat(101);
@@ -485,6 +500,7 @@ fn a_head_beyond_its_bounds_is_refused() {
     all_refused(cases.map(|case| (case, 431, "headers_too_large")));
 }
 
+/// Holds rule 3.
 #[test]
 fn a_refusal_of_a_large_upload_can_be_read() {
     let upstream = Upstream::ok();
@@ -502,6 +518,7 @@ fn a_refusal_of_a_large_upload_can_be_read() {
     assert!(upstream.requests().is_empty());
 }
 
+/// Holds rules 3 and 9.
 #[test]
 fn a_refused_upload_is_thrown_away_within_one_bound() {
     let upstream = Upstream::ok();
@@ -531,6 +548,7 @@ fn a_refused_upload_is_thrown_away_within_one_bound() {
     assert!((Duration::from_secs(1)..Duration::from_millis(3500)).contains(&took), "once, not twice: {took:?}");
 }
 
+/// Holds rule 3.
 #[test]
 fn a_body_is_asked_for_only_when_the_head_is_good() {
     let upstream = Upstream::ok();
@@ -553,6 +571,7 @@ fn a_body_is_asked_for_only_when_the_head_is_good() {
     assert_eq!(header(&upstream.only().0, "expect"), None);
 }
 
+/// Holds rule 5.
 #[test]
 fn a_body_that_ends_early_never_reaches_the_upstream() {
     let upstream = Upstream::ok();
@@ -571,6 +590,7 @@ fn a_body_that_ends_early_never_reaches_the_upstream() {
     assert!(upstream.requests().is_empty());
 }
 
+/// Holds rules 3 and 5.
 #[test]
 fn preflights_are_answered_everywhere_and_never_forwarded() {
     let upstream = Upstream::ok();
@@ -607,6 +627,7 @@ fn preflights_are_answered_everywhere_and_never_forwarded() {
     assert!(gateway.records(6).iter().all(|record| record["countersign.decision"] == "preflight"));
 }
 
+/// Holds rule 9.
 #[test]
 fn silent_and_slow_clients_are_cut_within_their_bounds() {
     let upstream = Upstream::ok();
@@ -641,6 +662,7 @@ fn silent_and_slow_clients_are_cut_within_their_bounds() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
+/// Holds rule 15.
 #[test]
 fn nothing_of_a_request_leaks_into_the_log_or_an_answer() {
     let upstream = Upstream::ok();

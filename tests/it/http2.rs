@@ -113,6 +113,7 @@ fn refusals_are_readable() {
     assert!(upstream.requests().is_empty());
 }
 
+/// Holds rule 12.
 #[test]
 fn an_answer_that_breaks_off_is_reset() {
     for answer in [
@@ -276,6 +277,7 @@ fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
+/// Holds rule 11.
 #[test]
 fn fields_that_http2_does_not_allow_reach_no_upstream() {
     let upstream = Upstream::ok();
@@ -356,6 +358,7 @@ fn fields_that_http2_does_not_allow_reach_no_upstream() {
     }
 }
 
+/// Holds rule 11.
 #[test]
 fn a_body_of_another_length_than_declared_reaches_no_upstream() {
     let upstream = Upstream::ok();
@@ -384,6 +387,7 @@ fn a_body_of_another_length_than_declared_reaches_no_upstream() {
 /// The name of a flood, and the bytes of its nth part.
 type Flood<'f> = (&'static str, &'f dyn Fn(u32) -> Vec<u8>);
 
+/// Holds rule 11.
 #[test]
 fn an_upload_that_is_reset_without_an_error_is_not_complete() {
     let (ended, end) = std::sync::mpsc::channel::<Vec<u8>>();
@@ -450,6 +454,7 @@ fn an_upload_that_is_reset_without_an_error_is_not_complete() {
     assert!(upstream.requests().is_empty());
 }
 
+/// Holds rules 9 and 10.
 #[test]
 fn a_client_without_window_frees_its_place_in_time() {
     let upstream = Upstream::answering(|request| {
@@ -482,6 +487,7 @@ fn a_client_without_window_frees_its_place_in_time() {
     assert_eq!(gateway.records(3).iter().filter(|record| record["countersign.complete"] == false).count(), 1);
 }
 
+/// Holds rule 10.
 #[test]
 fn floods_are_cut_and_hold_up_nobody() {
     let upstream = Upstream::ok();

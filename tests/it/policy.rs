@@ -27,6 +27,7 @@ fn by_headers(signature: &str, user: &str, account: &str) -> String {
     )
 }
 
+/// Holds rule 5.
 #[test]
 fn nobody_passes_without_a_signature() {
     let upstream = Upstream::ok();
@@ -37,6 +38,7 @@ fn nobody_passes_without_a_signature() {
     assert_eq!(gateway.ask(signed_head("GET", "/a", "")).status, 200);
 }
 
+/// Holds rules 5 and 6.
 #[test]
 fn a_signature_of_one_bit_less_is_refused() {
     let upstream = Upstream::ok();
@@ -48,6 +50,7 @@ fn a_signature_of_one_bit_less_is_refused() {
     assert_eq!(gateway.ask(by_headers(&good, USER, ACCOUNT)).status, 200);
 }
 
+/// Holds rules 5 and 6.
 #[test]
 fn a_signature_serves_nobody_but_whom_it_names() {
     let upstream = Upstream::ok();
@@ -170,6 +173,7 @@ fn a_body_must_be_signed_where_the_route_says_so() {
     assert_eq!(gateway.ask(signed_head("POST", "/a", "Content-Length: 0\r\n")).status, 200);
 }
 
+/// Holds rule 5.
 #[test]
 fn places_that_name_different_people_are_refused() {
     let upstream = Upstream::ok();
@@ -200,6 +204,7 @@ fn places_that_name_different_people_are_refused() {
     assert_eq!(gateway.ask(with("/a?user_id=42", &format!("Stripe-User-Id: {USER}\r\n"))).status, 200);
 }
 
+/// Holds rule 15.
 #[test]
 fn reasons_behind_the_mac_are_not_told_to_strangers() {
     let upstream = Upstream::ok();
@@ -256,6 +261,7 @@ fn methods_and_paths_that_no_route_has_are_refused() {
     assert_eq!(gateway.ask(signed_head("PUT", "/exact", "Content-Length: 0\r\n")).status, 200);
 }
 
+/// Holds rule 8.
 #[test]
 fn a_host_that_is_none_of_the_names_is_misdirected() {
     let upstream = Upstream::ok();

@@ -62,6 +62,7 @@ fn an_upstream_that_refuses_is_unreachable_at_once() {
     told(&gateway, &answer, 502, "upstream_unreachable");
 }
 
+/// Holds rule 9.
 #[test]
 fn an_upstream_that_never_finishes_connecting_times_out() {
     // It accepts TCP and says nothing to the TLS handshake.
@@ -87,6 +88,7 @@ fn a_server_that_never_connects_is_skipped_however_short_the_answer_s_time() {
     }
 }
 
+/// Holds rule 9.
 #[test]
 fn an_upstream_that_never_answers_times_out_and_frees_its_place() {
     let upstream = Upstream::serving(|stream, request| {
@@ -104,6 +106,7 @@ fn an_upstream_that_never_answers_times_out_and_frees_its_place() {
     assert_eq!(gateway.ask(signed_head("GET", "/a", "")).status, 200);
 }
 
+/// Holds rule 10.
 #[test]
 fn more_requests_than_places_are_told_to_come_again() {
     let (go, wait) = mpsc::channel::<()>();
@@ -126,6 +129,7 @@ fn more_requests_than_places_are_told_to_come_again() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
+/// Holds rule 12.
 #[test]
 fn an_answer_that_is_not_http_is_invalid() {
     for answer in [
@@ -151,6 +155,7 @@ fn an_answer_that_is_not_http_is_invalid() {
     }
 }
 
+/// Holds rule 12.
 #[test]
 fn poison_behind_an_answer_is_not_the_next_request_s() {
     let connections = Arc::new(AtomicUsize::new(0));
@@ -229,6 +234,7 @@ fn a_kept_connection_that_the_upstream_closed_is_no_error() {
     }
 }
 
+/// Holds rule 12.
 #[test]
 fn an_answer_that_breaks_off_is_seen_to_break_off() {
     for answer in [
@@ -247,6 +253,7 @@ fn an_answer_that_breaks_off_is_seen_to_break_off() {
     }
 }
 
+/// Holds rules 9 and 12.
 #[test]
 fn an_answer_that_pauses_too_long_is_broken_off() {
     let upstream = Upstream::serving(|stream, _| {

@@ -20,6 +20,7 @@ use crate::support::{Answer, Gateway, Upstream, header, write_files};
 
 pub(crate) const VECTORS: &str = include_str!("../vectors/stripe-app-requests.json");
 
+/// Holds rule 6.
 #[test]
 fn all_173_vectors_hold_through_the_socket() {
     let file: Value = serde_json::from_str(VECTORS).unwrap();

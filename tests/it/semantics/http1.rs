@@ -281,6 +281,13 @@ fn an_upload_in_chunks_that_are_malformed_is_never_complete() {
             "request_malformed",
         ),
         closed(
+            "a body to verify with a line feed behind its data",
+            &[2],
+            signed_head("POST", "/a", "Transfer-Encoding: chunked\r\n") + "3\r\nabc\n0\r\n\r\n",
+            400,
+            "request_malformed",
+        ),
+        closed(
             "a body to verify with a size of 17 noughts",
             &[2],
             signed_head("POST", "/a", "Transfer-Encoding: chunked\r\n") + "00000000000000000\r\n\r\n",
