@@ -185,7 +185,7 @@ fn a_body_with_one_reading_goes_on_in_a_framing_of_the_gateway_s() {
             &[1],
             upload("Content-Length: 0003\r\n", "abc"),
             posted().length("abc"),
-            &["0003"],
+            &["length: 0003"],
         ),
         passes(
             "a length between tabs",
@@ -234,7 +234,7 @@ fn a_body_with_one_reading_goes_on_in_a_framing_of_the_gateway_s() {
             &[1],
             upload("Transfer-Encoding: chunked\r\n", "00A\r\n0123456789\r\n000\r\n\r\n"),
             posted().chunked("0123456789"),
-            &["00a\r\n"],
+            &["00a\r\n0123"],
         ),
     ];
     run_all(&cases);
@@ -320,6 +320,7 @@ fn an_upload_in_chunks_that_are_malformed_is_never_complete() {
 
 /// Holds rules 2 and 8.
 #[test]
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 fn a_request_has_one_host_and_one_first_line() {
     let host = |line: &str| signed_head("GET", "/a", "").replace("Host: gw.test\r\n", line);
     let target = |target: &str| signed_head("GET", target, "");
@@ -524,6 +525,7 @@ fn a_path_that_a_server_may_read_otherwise_goes_to_none() {
 
 /// Holds rules 1 and 4.
 #[test]
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 fn no_field_stands_in_for_one_of_the_gateway_s() {
     let with = |fields: &str| signed_head("GET", "/a", &format!("{fields}X-Kept: y\r\n"));
     let kept = || Arrived::new("GET /a", &["x-kept: y"]);
@@ -638,6 +640,7 @@ fn no_field_stands_in_for_one_of_the_gateway_s() {
 
 /// Holds rule 4.
 #[test]
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 fn a_connection_s_own_fields_end_at_the_gateway() {
     let with = |fields: &str| signed_head("GET", "/a", fields);
     let got = |fields: &[&str]| Arrived::new("GET /a", fields);
@@ -752,7 +755,7 @@ fn a_connection_s_own_fields_end_at_the_gateway() {
                 "0\r\nContent-Length: 98765\r\nTransfer-Encoding: gzip\r\nHost: other.test\r\n\r\n",
             ),
             Arrived::new("POST /a", &[OPAQUE]).chunked(""),
-            &["98765", "gzip", "other.test"],
+            &["length: 98765", "gzip", "other.test"],
         ),
     ];
     run_all(&cases);

@@ -346,10 +346,9 @@ fn the_lint_sees_what_the_gateway_must_not_write() {
     assert_eq!(read(&good), Ok((expected, good.len())));
     assert_eq!(read(&format!("{good}GET")).unwrap().1, good.len());
     assert!(!read(&good[..good.len() - 1]).unwrap().0.is_whole);
-    for name in 0..ours.len() {
-        let without = good.replace(&ours[name], "");
-        let twice = good.replace(&ours[name], &ours[name].repeat(2));
-        assert!(read(&without).is_err() && read(&twice).is_err(), "{}", ours[name]);
+    for line in &ours {
+        let (without, twice) = (good.replace(line, ""), good.replace(line, &line.repeat(2)));
+        assert!(read(&without).is_err() && read(&twice).is_err(), "{line}");
     }
     let (line, chunked) = ("POST /a HTTP/1.1", "transfer-encoding: chunked\r\n");
     assert!(read(&request(line, chunked, "1\r\nx\r\n0\r\n\r\n")).unwrap().0.is_whole);
