@@ -225,7 +225,7 @@ impl Gateway {
         let Admitted { route, path, limited, .. } = admitted;
         let upstream = self.upstreams.get(route.upstream).ok_or_else(Rejection::internal)?;
         exchange.note_upstream(upstream.name());
-        let statement = headers::Statement {
+        let told = headers::Statement {
             principal: permit.principal(),
             app: &route.app,
             request_id: exchange.request_id(),
@@ -248,7 +248,7 @@ impl Gateway {
         let outgoing = Outgoing {
             method: parts.method.clone(),
             target: headers::outbound_target(route, path, parts.uri.query()),
-            headers: headers::outbound(&parts.headers, &route.request_headers, statement),
+            headers: || headers::outbound(&parts.headers, &route.request_headers, &told),
             body: match (limited, &upload) {
                 (_, Some(upload)) => Payload::Upload(upload.clone()),
                 (Limited::Read { whole, .. }, None) => Payload::Whole(whole.clone()),
@@ -276,7 +276,7 @@ impl Gateway {
         headers::inbound(&mut parts.headers, route, is_upstream, length_only);
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
-        exchange.hold(answered.place);
+        exchange.hold(answered.held);
         let idle_timeout = upstream.map_or(self.limits.idle_timeout, Upstream::idle_timeout);
         Response::from_parts(parts, Content::Upstream { body, idle_timeout })
     }

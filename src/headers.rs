@@ -47,7 +47,7 @@ pub struct Statement<'s> {
 
 /// The headers of the request to the upstream: the client's own less those that belong to its connection, to its
 /// identity or to other gateways, the route's edits, and last ours, so that nothing can stand in their place.
-pub fn outbound(inbound: &HeaderMap, edits: &HeaderEdits, ours: Statement<'_>) -> HeaderMap {
+pub fn outbound(inbound: &HeaderMap, edits: &HeaderEdits, ours: &Statement<'_>) -> HeaderMap {
     let nominated = nominated(inbound);
     let mut outbound = HeaderMap::with_capacity(inbound.len() + 12);
     for (name, value) in inbound {
@@ -71,11 +71,11 @@ pub fn outbound(inbound: &HeaderMap, edits: &HeaderEdits, ours: Statement<'_>) -
     put(APP, Some(ours.app.clone()));
     put(ROLES, roles(ours.principal));
     put(SIGNED, Some(HeaderValue::from_static(ours.principal.signed().as_str())));
-    put(REQUEST_ID, Some(ours.request_id));
-    put(TRACEPARENT, Some(ours.traceparent));
-    put(FORWARDED_FOR, Some(ours.client));
+    put(REQUEST_ID, Some(ours.request_id.clone()));
+    put(TRACEPARENT, Some(ours.traceparent.clone()));
+    put(FORWARDED_FOR, Some(ours.client.clone()));
     put(FORWARDED_PROTO, Some(HTTPS));
-    put(FORWARDED_HOST, ours.host);
+    put(FORWARDED_HOST, ours.host.clone());
     outbound
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::{HeaderValue, Response};
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
 use super::{Answer, Content, common};
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     record::{Access, Decision, Log},
     rejection::{Code, Rejection},
     route::Route,
+    upstream::Held,
 };
 
 /// The status in the record of a request whose client went away before it was answered.
@@ -33,7 +34,7 @@ pub struct Exchange {
     log: Log,
     request_id: HeaderValue,
     upload: Option<Arc<Progress>>,
-    place: Option<OwnedSemaphorePermit>,
+    held: Option<Held>,
     pace: Option<Arc<Pace>>,
     _busy: Busy,
 }
@@ -102,7 +103,7 @@ impl Exchange {
     pub(super) fn open(log: &Log, record: Access, busy: Busy, pace: Option<Arc<Pace>>) -> Self {
         let request_id = HeaderValue::try_from(&record.request_id).unwrap_or(HeaderValue::from_static("none"));
         let (record, log) = (Some(Box::new(record)), log.clone());
-        Self { record, log, request_id, upload: None, place: None, pace, _busy: busy }
+        Self { record, log, request_id, upload: None, held: None, pace, _busy: busy }
     }
 
     pub(super) fn request_id(&self) -> HeaderValue {
@@ -149,9 +150,9 @@ impl Exchange {
         self.note(|record| record.decision = decision);
     }
 
-    /// Keeps a place among the upstream's requests in flight until the answer has ended.
-    pub(super) fn hold(&mut self, place: OwnedSemaphorePermit) {
-        self.place = Some(place);
+    /// Keeps the upstream's connection until the answer has ended.
+    pub(super) fn hold(&mut self, held: Held) {
+        self.held = Some(held);
     }
 
     /// Binds the record to the answer that is to be sent.
@@ -210,6 +211,9 @@ impl Exchange {
 
 impl Ending for Exchange {
     fn ended(mut self, bytes: u64, complete: bool) {
+        if let Some(held) = self.held.take().filter(|_| complete) {
+            held.settle();
+        }
         self.write(bytes, complete);
     }
 }
