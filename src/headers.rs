@@ -121,6 +121,12 @@ fn has_one_length(headers: &HeaderMap) -> bool {
     lengths.next().is_some_and(plain) && lengths.next().is_none()
 }
 
+/// Whether a header that is a list has `token` among its elements.
+pub fn lists(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    let mut tokens = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    tokens.any(|found| found.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
 /// Whether a name is set by the gateway alone, so that no configuration may touch it.
 pub fn is_ours(name: &str) -> bool {
     let reserved = ["host", "content-length", "transfer-encoding", "stripe-signature", "x-request-id", "traceparent"];

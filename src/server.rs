@@ -132,7 +132,9 @@ impl Server {
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // They end with the runtime, when nothing more is accepted.
-        shared.into_iter().for_each(|upstream| drop(runtime.spawn(upstream.watch())));
+        for upstream in shared {
+            runtime.spawn(upstream.watch());
+        }
         let door = Door { listener, workers, stop: stop.clone(), open, limits: settings.limits };
         let accept = move || runtime.block_on(door.run());
         threads.push(std::thread::Builder::new().name("accept".into()).spawn(accept)?);

@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method, Response, uri::PathAndQuery};
+use http::{HeaderMap, Method, Response, StatusCode, header, uri::PathAndQuery};
 use hyper::body::Incoming;
 use rustls_pki_types::ServerName;
 use tokio::time::Instant;
 
 use crate::{
     body::{self, Outbound, Progress, Upload},
+    headers,
     policy::Permit,
 };
 
@@ -95,6 +96,8 @@ pub struct Outgoing<H> {
     pub headers: H,
     pub body: Payload,
     pub response_timeout: Option<Duration>,
+    /// Whether its connection is to become another protocol's, to which a 101 agrees.
+    pub switches: bool,
 }
 
 /// The body of an [`Outgoing`] request.
@@ -268,7 +271,8 @@ impl Upstream {
         // Lost with a kept connection, it is sent on a new one.
         let mut fresh = is_second;
         loop {
-            let leased = pool.lease(fresh, careful).await;
+            let leased =
+                if request.switches { pool.lease_for_upgrade().await } else { pool.lease(fresh, careful).await };
             let mut lease = match leased {
                 Ok(lease) => lease,
                 Err(error) => {
@@ -286,7 +290,7 @@ impl Upstream {
                 return Err(failed(Error::Client(fault), How::Finally));
             }
             let (error, how) = match answered {
-                Some(Ok(response)) if is_usable(&response) => {
+                Some(Ok(response)) if is_usable(&response) || request.switches && is_switch(&response) => {
                     self.note(&place, Showed::Answer);
                     return Ok(Answered { response, held: Held { lease, upload: progress, _place: place } });
                 }
@@ -316,6 +320,11 @@ impl Upstream {
 }
 
 impl Held {
+    /// The connection has become another protocol's: it ends with that, but the place is held until then.
+    pub fn release(&mut self) {
+        self.lease.release();
+    }
+
     /// The answer has ended as it should.
     pub fn settle(self) {
         match self.upload {
@@ -394,6 +403,15 @@ fn is_usable(response: &Response<Incoming>) -> bool {
         (Some(_), Some(_)) => false,
     };
     framed && (200..600).contains(&response.status().as_u16())
+}
+
+/// Whether an answer agrees to a WebSocket (RFC 6455, section 4.1).
+fn is_switch(response: &Response<Incoming>) -> bool {
+    let fields = response.headers();
+    response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && headers::lists(fields, header::UPGRADE, "websocket")
+        && headers::lists(fields, header::CONNECTION, "upgrade")
+        && fields.contains_key(header::SEC_WEBSOCKET_ACCEPT)
 }
 
 impl fmt::Display for Error {

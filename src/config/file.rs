@@ -97,6 +97,7 @@ pub const KEYS: &[Key] = &[
     key("routes.signed", Text, Value("\"identity\"")),
     key("routes.body_limit", Size, Nothing),
     key("routes.response_timeout", Duration, Nothing),
+    key("routes.websocket", Flag, Value("false")),
     key("routes.request_headers", Table, Nothing),
     key("routes.request_headers.set", Names, Nothing),
     key("routes.request_headers.set.NAME", Text, Nothing),
@@ -130,6 +131,8 @@ pub const KEYS: &[Key] = &[
     key("limits.streams", Count, Value("100")),
     key("limits.drain", Duration, Value("\"30s\"")),
     key("limits.drain_delay", Duration, Value("\"0s\"")),
+    key("limits.websocket_age", Duration, Value("\"1h\"")),
+    key("limits.websocket_idle_timeout", Duration, Value("\"5m\"")),
     key("limits.buffered_bytes", Size, Value("\"256MiB\"")),
 ];
 
@@ -140,8 +143,6 @@ pub(super) const LATER: &[&str] = &[
     "acme",
     "inbox",
     "webhooks",
-    "health",
-    "websocket",
     "rate",
     "replay",
     "client_ca",

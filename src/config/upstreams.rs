@@ -298,6 +298,10 @@ fn is_secure(server: &Origin) -> bool {
 
 /// How the servers are asked whether they are well.
 fn health(item: &Item<'_>) -> Option<Check> {
+    if item.as_text().is_some() {
+        item.error("expected a table, found a string", Some("write health = { path = \"/healthz\" }"));
+        return None;
+    }
     let section = item.section("upstreams.NAME.health")?;
     let path = section.required("path", "health = { path = \"/healthz\" }").and_then(|item| {
         let text = item.text()?;

@@ -52,7 +52,7 @@ async fn watch_one(shared: &Shared, check: &Check, server: usize, dialer: &Diale
             match asked {
                 Ok(()) => tracing::info!(upstream, %server, "a server is well again"),
                 Err(reason) => {
-                    tracing::warn!(upstream, %server, %reason, "a server is left out: it fails its health checks")
+                    tracing::warn!(upstream, %server, %reason, "a server is left out: it fails its health checks");
                 }
             }
         }

@@ -349,7 +349,7 @@ impl Lease {
     }
 
     /// The connection has become another protocol's, and no longer ends with this.
-    pub(super) fn release(mut self) {
+    pub(super) fn release(&mut self) {
         self.held = None;
     }
 }

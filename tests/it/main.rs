@@ -20,3 +20,4 @@ mod support;
 mod tls;
 mod upstreams;
 mod vectors;
+mod websocket;

@@ -102,6 +102,7 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
         upstream_path: None,
         body_limit_bytes: None,
         response_timeout: None,
+        websocket: false,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
     };
