@@ -104,7 +104,8 @@ impl Servers {
         let waiting = async {
             loop {
                 // It is told of every place that comes free from here on.
-                let left = self.left.notified();
+                let mut left = std::pin::pin!(self.left.notified());
+                left.as_mut().enable();
                 if let Some(place) = self.try_place(None) {
                     return place;
                 }
@@ -197,6 +198,8 @@ impl Place {
     pub(super) fn note(&self, showed: Showed) -> bool {
         let servers = &self.servers;
         let mut standings = servers.standings();
+        // The only server is asked however it does.
+        let is_only = standings.len() == 1;
         let Some(standing) = standings.get_mut(self.server) else { return false };
         match showed {
             Showed::Answer => {
@@ -206,7 +209,7 @@ impl Place {
             Showed::Failure => {
                 standing.failures = standing.failures.saturating_add(1);
                 let is_on_trial = standing.ejected_until.is_some();
-                if servers.eject_after == 0 || !(is_on_trial || standing.failures >= servers.eject_after) {
+                if is_only || servers.eject_after == 0 || !(is_on_trial || standing.failures >= servers.eject_after) {
                     return false;
                 }
                 let now = Instant::now();

@@ -108,6 +108,11 @@ impl Dialer {
         tokio::time::timeout(self.timeout, self.connect(speaking)).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
     }
 
+    /// How long a connection may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Whether a kept connection to `address` still leads to the server.
     pub(super) fn holds(&self, address: Option<SocketAddr>) -> bool {
         match (&self.addresses, address) {

@@ -146,7 +146,8 @@ impl Pool {
                 return Ok(lease);
             }
             if self.speaks_http2.load(Ordering::Relaxed) {
-                let _one = self.dialling.lock().await;
+                let turn = tokio::time::timeout(self.dialer.timeout(), self.dialling.lock());
+                let _one = turn.await.map_err(|_| io::ErrorKind::TimedOut)?;
                 return match self.http2_one() {
                     Some(lease) => Ok(lease),
                     None => self.dialled().await,
