@@ -261,7 +261,7 @@ impl Gateway {
         };
         let outgoing = Outgoing {
             method: parts.method.clone(),
-            target: headers::outbound_target(route, path, parts.uri.query()),
+            target: headers::outbound_target(route, path, parts.uri.query()).ok_or_else(Rejection::internal)?,
             headers: || {
                 let mut headers = headers::outbound(&parts.headers, &route.request_headers, &told);
                 if switches {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header, uri::PathAndQuery};
 
 use crate::{
     auth::Principal,
@@ -336,11 +336,12 @@ fn roles(principal: &Principal) -> Option<HeaderValue> {
     if list.is_empty() { None } else { HeaderValue::try_from(list).ok() }
 }
 
-/// The path and query of the request to the upstream.
-pub fn outbound_target(route: &Route, path: &CanonicalPath<'_>, query: Option<&str>) -> String {
+/// The path and query of the request to the upstream; `None` if they make no target, though each is canonical.
+pub fn outbound_target(route: &Route, path: &CanonicalPath<'_>, query: Option<&str>) -> Option<PathAndQuery> {
     let path = route.outbound_path(path);
-    match query {
+    let target = match query {
         Some(query) => format!("{path}?{query}"),
         None => path.into_owned(),
-    }
+    };
+    PathAndQuery::try_from(target).ok()
 }

@@ -90,8 +90,7 @@ pub struct Upstream {
 #[derive(Debug)]
 pub struct Outgoing<H> {
     pub method: Method,
-    /// Path and query.
-    pub target: String,
+    pub target: PathAndQuery,
     /// Makes its headers, once for each time it is sent.
     pub headers: H,
     pub body: Payload,
@@ -230,11 +229,10 @@ impl Upstream {
         request: Outgoing<H>,
     ) -> Result<Answered, Error> {
         let _ = permit;
-        let target = PathAndQuery::try_from(request.target.as_str()).map_err(|_| Error::Invalid)?;
         let servers = &self.shared.servers;
         let place = servers.place().await.map_err(|Full| Error::Overloaded)?;
         self.shared.budget.earn();
-        let failure = match self.ask(place, &request, &target, false).await {
+        let failure = match self.ask(place, &request, false).await {
             Ok(answered) => return Ok(answered),
             Err(failure) => failure,
         };
@@ -251,7 +249,7 @@ impl Upstream {
         let another = another.or_else(|| servers.try_place(None).filter(|_| is_lost && self.pools.len() == 1));
         match another {
             Some(place) if self.shared.budget.spend() => {
-                self.ask(place, &request, &target, true).await.map_err(|failure| failure.error)
+                self.ask(place, &request, true).await.map_err(|failure| failure.error)
             }
             Some(_) | None => Err(failure.error),
         }
@@ -261,7 +259,6 @@ impl Upstream {
         &self,
         place: balance::Place,
         request: &Outgoing<H>,
-        target: &PathAndQuery,
         is_second: bool,
     ) -> Result<Answered, Failure> {
         let server = place.server();
@@ -283,7 +280,8 @@ impl Upstream {
                 }
             };
             let (body, progress) = request.body.offer();
-            let message = Message { method: &request.method, target, headers: (request.headers)(), body };
+            let (method, target) = (&request.method, &request.target);
+            let message = Message { method, target, headers: (request.headers)(), body };
             let patience = request.response_timeout.unwrap_or(self.shared.settings.response_timeout);
             let answered = within(patience, progress.as_deref(), lease.ask(message)).await;
             if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use http::{HeaderValue, uri::Authority};
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -34,6 +35,9 @@ const HEAD_START: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Dialer {
     pub(super) origin: Origin,
+    /// What requests name as their host.
+    pub(super) authority: Authority,
+    pub(super) host: HeaderValue,
     addresses: Option<Arc<Addresses>>,
     tls: Option<Tls>,
     timeout: Duration,
@@ -97,7 +101,8 @@ impl Dialer {
             http1.alpn_protocols = vec![tls::HTTP_1_1.to_vec()];
             Tls { any: Arc::clone(config).into(), http1: Arc::new(http1).into(), name: settings.server_name.clone() }
         });
-        Self { origin: origin.clone(), addresses, tls, timeout: settings.connect_timeout }
+        let (authority, host) = (origin.authority(), origin.host());
+        Self { origin: origin.clone(), authority, host, addresses, tls, timeout: settings.connect_timeout }
     }
 
     /// A new connection.
@@ -151,8 +156,7 @@ impl Dialer {
     }
 
     fn server_name(&self) -> io::Result<ServerName<'static>> {
-        let authority = self.origin.authority();
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
         ServerName::try_from(host.to_owned()).map_err(io::Error::other)
     }
 }

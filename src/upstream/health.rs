@@ -80,14 +80,13 @@ impl Row {
 
 async fn ask(check: &Check, dialer: &Dialer) -> io::Result<()> {
     let stream = dialer.dial(Speaking::Any).await?;
-    let origin = &dialer.origin;
     let is_http2 = stream.is_http2;
     let mut request = Request::get(check.path.as_str()).header(header::USER_AGENT, AGENT);
     if is_http2 {
-        let scheme = origin.protocol.scheme();
-        request = request.uri(format!("{scheme}://{}{}", origin.authority(), check.path));
+        let scheme = dialer.origin.protocol.scheme();
+        request = request.uri(format!("{scheme}://{}{}", dialer.authority, check.path));
     } else {
-        request = request.header(header::HOST, origin.host());
+        request = request.header(header::HOST, &dialer.host);
     }
     let request = request.body(Empty::<bytes::Bytes>::new()).map_err(io::Error::other)?;
     let io = TokioIo::new(stream);

@@ -313,18 +313,18 @@ impl Lease {
         let Message { method, target, mut headers, body } = message;
         let mut request = Request::new(body);
         *request.method_mut() = method.clone();
-        let origin = &self.pool.dialer.origin;
+        let dialer = &self.pool.dialer;
         let (answered, has_begun) = match &mut self.held {
             Some(Held::Http1(connection)) => {
-                headers.insert(header::HOST, origin.host());
+                headers.insert(header::HOST, dialer.host.clone());
                 *request.uri_mut() = uri(http::uri::Parts::default(), target)?;
                 *request.headers_mut() = headers;
                 (connection.sender.try_send_request(request).await, connection.answering.has_begun())
             }
             Some(Held::Http2(connection)) => {
                 let mut parts = http::uri::Parts::default();
-                parts.scheme = Some(origin.protocol.scheme());
-                parts.authority = Some(origin.authority());
+                parts.scheme = Some(dialer.origin.protocol.scheme());
+                parts.authority = Some(dialer.authority.clone());
                 *request.uri_mut() = uri(parts, target)?;
                 *request.version_mut() = Version::HTTP_2;
                 *request.headers_mut() = headers;
