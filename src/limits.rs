@@ -37,6 +37,9 @@ pub struct Limits {
     pub drain: Duration,
     /// From the signal to stop until nothing more is accepted.
     pub drain_delay: Duration,
+    /// A WebSocket, from its request to its end, and the longest pause in it.
+    pub websocket_age: Duration,
+    pub websocket_idle_timeout: Duration,
     /// Bytes of bodies that are read for verification, in all requests together.
     pub buffered_bytes: usize,
 }
@@ -63,6 +66,8 @@ impl Default for Limits {
             streams: 100,
             drain: Duration::from_secs(30),
             drain_delay: Duration::ZERO,
+            websocket_age: Duration::from_secs(3600),
+            websocket_idle_timeout: Duration::from_secs(300),
             buffered_bytes: 256 * 1024 * 1024,
         }
     }

@@ -131,6 +131,10 @@ impl Server {
         }
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // They end with the runtime, when nothing more is accepted.
+        for upstream in shared {
+            runtime.spawn(upstream.watch());
+        }
         let door = Door { listener, workers, stop: stop.clone(), open, limits: settings.limits };
         let accept = move || runtime.block_on(door.run());
         threads.push(std::thread::Builder::new().name("accept".into()).spawn(accept)?);

@@ -50,6 +50,8 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
     let streams = count("streams", 1..=100_000, u64::from(standard.streams));
     let drain = wait("drain", WAIT, standard.drain);
     let drain_delay = wait("drain_delay", Duration::ZERO..=*WAIT.end(), standard.drain_delay);
+    let websocket_age = wait("websocket_age", WAIT, standard.websocket_age);
+    let websocket_idle_timeout = wait("websocket_idle_timeout", WAIT, standard.websocket_idle_timeout);
     let buffered_bytes = size("buffered_bytes", 64 * KIB..=TIB, wide(standard.buffered_bytes));
     let limits = Limits {
         connections: narrow(connections?),
@@ -69,6 +71,8 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
         streams: u32::try_from(streams?).unwrap_or(u32::MAX),
         drain: drain?,
         drain_delay: drain_delay?,
+        websocket_age: websocket_age?,
+        websocket_idle_timeout: websocket_idle_timeout?,
         buffered_bytes: narrow(buffered_bytes?),
     };
     if limits.body_bytes > wide(limits.buffered_bytes)

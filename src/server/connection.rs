@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use http::{HeaderValue, Request, Response, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -125,7 +125,8 @@ impl Served {
         let arrival = Arrival { client: Some(self.peer), fault, busy: Busy::new(&self.activity), pace };
         let answering = AssertUnwindSafe(self.gateway.answer(arrival, request)).catch_unwind();
         let mut response = answering.await.unwrap_or_else(|_| self.gateway.internal_error());
-        if http1 && (self.closing.load(Ordering::Relaxed) || fault.is_some()) {
+        let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if http1 && !stays && (self.closing.load(Ordering::Relaxed) || fault.is_some()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
@@ -142,7 +143,8 @@ async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
         .header_read_timeout(None)
         .max_headers(limits.headers + 16)
         .max_buf_size((limits.head_bytes + 16 * 1024).max(64 * 1024))
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let mut idle = std::pin::pin!(tokio::time::sleep(limits.idle_timeout));
     let mut draining = false;
@@ -152,6 +154,9 @@ async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(peer = %served.peer, %error, "connection ended");
+                }
+                if let Some(tunnel) = served.activity.tunnel() {
+                    tunnel.run(drain).await;
                 }
                 return;
             }
