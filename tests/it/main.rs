@@ -10,12 +10,15 @@
 mod browser;
 mod commands;
 mod documents;
+mod drain;
 mod examples;
+mod faults;
 mod forwarding;
 mod hostile;
 mod http2;
 mod layers;
 mod policy;
+mod streams;
 mod support;
 mod tls;
 mod upstreams;
