@@ -20,9 +20,7 @@ use socket2::SockRef;
 
 use crate::{
     commands::Running,
-    support::{
-        Answer, Client, Gateway, Upstream, header, headers, identity_payload, signed_body, signed_head,
-    },
+    support::{Answer, Client, Gateway, Upstream, header, headers, identity_payload, signed_body, signed_head},
 };
 
 mod clients;
@@ -287,7 +285,11 @@ fn an_answer_with_an_odd_framing_is_framed_anew() {
             200,
             "ok",
         ),
-        ("HTTP/1.1 103 Early Hints\r\nLink: </forged>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "ok"),
+        (
+            "HTTP/1.1 103 Early Hints\r\nLink: </forged>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            200,
+            "ok",
+        ),
     ] {
         let bad = Bad::saying(answer);
         let ground = bad.ground("");
@@ -342,7 +344,8 @@ fn what_comes_behind_an_answer_is_nobody_s_answer() {
 /// Fault: HEAD answered with a body: it is not the next answer.
 #[test]
 fn a_body_on_the_answer_to_head_is_nobody_s_answer() {
-    let bad = Bad::saying("HTTP/1.1 200 OK\r\nContent-Length: 45\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison");
+    let bad =
+        Bad::saying("HTTP/1.1 200 OK\r\nContent-Length: 45\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison");
     let ground = bad.ground("");
     let mut client = ground.gateway.connect();
     client.send(signed_head("HEAD", "/harm", ""));
@@ -579,7 +582,9 @@ fn an_upstream_cannot_speak_for_the_gateway() {
     let met = bad.ground("").ask("GET", "/harm");
     met.is_answer(200, true);
     assert_eq!(headers(&met.answer.head, "access-control-allow-origin").collect::<Vec<_>>(), ["*"]);
-    for name in ["access-control-allow-credentials", "countersign-user", "x-hop", "keep-alive", "proxy-authenticate", "upgrade"] {
+    for name in
+        ["access-control-allow-credentials", "countersign-user", "x-hop", "keep-alive", "proxy-authenticate", "upgrade"]
+    {
         assert_eq!(header(&met.answer.head, name), None, "{name}");
     }
     assert_ne!(header(&met.answer.head, "x-request-id"), Some("forged"));

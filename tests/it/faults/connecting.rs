@@ -137,7 +137,11 @@ fn a_server_that_fails_its_handshake_is_never_spoken_to_in_the_clear() {
     type How = fn(&mut TcpStream);
     let (authority, ..) = certified("127.0.0.1", 2400);
     let ways: [(How, u16, &str); 5] = [
-        (|stream| drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")), 502, "upstream_unreachable"),
+        (
+            |stream| drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
+            502,
+            "upstream_unreachable",
+        ),
         (|stream| drop(stream.write_all(&[0x16, 3, 3, 0xff, 0xff, 1, 2, 3])), 502, "upstream_unreachable"),
         // An alert: handshake_failure.
         (|stream| drop(stream.write_all(&[0x15, 3, 3, 0, 2, 2, 40])), 502, "upstream_unreachable"),
