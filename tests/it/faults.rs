@@ -362,13 +362,11 @@ fn a_flood_of_interim_answers_ends() {
     let met = bad.ground("").ask("GET", "/harm");
     met.is_answer(200, true);
     assert_eq!(met.answer.body, b"ok");
-    // Without an end, it is as if there was no answer.
+    // Without an end, it is as good as none, and keeps nobody else from getting a turn.
     let endless = Bad::doing(|stream| while stream.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").is_ok() {});
-    let ground = endless.ground("response_timeout = \"500ms\"");
+    let ground = endless.ground("");
     let met = ground.ask("POST", "/harm");
-    assert!([502, 504].contains(&met.answer.status));
-    assert!(met.took < Duration::from_millis(500) + SOON, "{:?}", met.took);
-    assert_eq!(met.record["http.response.status_code"], met.answer.status);
+    met.is(502, "upstream_invalid");
     assert_eq!(endless.times("/harm"), 1);
     endless.leaves_no_poison(&ground);
 }
