@@ -437,12 +437,12 @@ fn a_server_behind_a_unix_socket_is_asked_as_any() {
         for mut stream in listener.incoming().flatten() {
             let kept = Arc::clone(&kept);
             std::thread::spawn(move || {
-                let (mut got, mut space) = (Vec::new(), [0; 4096]);
+                let (mut bytes, mut space) = (Vec::new(), [0; 4096]);
                 while let Ok(count @ 1..) = std::io::Read::read(&mut stream, &mut space) {
-                    got.extend_from_slice(&space[..count]);
-                    while let Some(at) = find(&got, b"\r\n\r\n") {
-                        let head: Vec<u8> = got.drain(..at + 4).collect();
-                        kept.lock().unwrap().push(String::from_utf8(head).unwrap());
+                    bytes.extend_from_slice(&space[..count]);
+                    while let Some(at) = find(&bytes, b"\r\n\r\n") {
+                        let request: Vec<u8> = bytes.drain(..at + 4).collect();
+                        kept.lock().unwrap().push(String::from_utf8(request).unwrap());
                         let _ = stream.write_all(OK);
                     }
                 }

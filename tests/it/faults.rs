@@ -20,7 +20,7 @@ use socket2::SockRef;
 
 use crate::{
     commands::Running,
-    support::{Answer, Client, Gateway, Upstream, header, headers, identity_payload, signed_body, signed_head},
+    support::{Answer, Client, Gateway, NOW, Upstream, header, headers, identity_payload, signed_body, signed_head},
 };
 
 mod clients;
@@ -55,7 +55,7 @@ impl Ground {
         let mut waits = String::new();
         for wait in ["connect_timeout", "response_timeout", "idle_timeout"] {
             if !keys.contains(wait) {
-                waits += &format!("{wait} = \"{LONG}\"\n");
+                waits.extend([wait, " = \"", LONG, "\"\n"]);
             }
         }
         let route = "app = \"test\"\nmethods = [\"GET\", \"HEAD\", \"POST\", \"PUT\"]\n";
@@ -614,6 +614,33 @@ fn when_all_requests_hang_more_are_503_and_other_routes_do_not_notice() {
     drop(hanging);
     // The places are free again once their clients have left.
     ground.ask("GET", "/fine").is_answer(200, true);
+}
+
+/// Fault: clock steps: waits do not follow the clock on the wall, forwards or backwards.
+#[test]
+fn a_step_of_the_clock_neither_ends_nor_prolongs_a_wait() {
+    let (begun, under_way) = mpsc::channel();
+    let begun = Mutex::new(begun);
+    let bad = Bad::doing(move |stream| {
+        begun.lock().unwrap().send(()).unwrap();
+        let _ = stream.read(&mut [0]);
+    });
+    let ground = bad.ground("response_timeout = \"1s\"");
+    let mut kept = ground.gateway.connect();
+    for step in [3600, -3600, 86_400, -86_400] {
+        let mut client = ground.gateway.connect();
+        client.send(signed_head("GET", "/harm", ""));
+        under_way.recv_timeout(SOON).unwrap();
+        let began = Instant::now();
+        ground.gateway.set_time(NOW + step);
+        let answer = client.answer();
+        let took = began.elapsed();
+        ground.gateway.set_time(NOW);
+        assert_eq!((answer.status, answer.code().as_str()), (504, "upstream_timeout"));
+        assert!(took > Duration::from_millis(500) && took < SOON, "{step} s: {took:?}");
+        kept.send(signed_head("GET", "/fine", ""));
+        assert_eq!(kept.answer().status, 200, "a kept connection did not outlive a step of {step} s");
+    }
 }
 
 /// Asks over HTTP/2 and reads the body to its end.

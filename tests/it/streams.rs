@@ -53,6 +53,7 @@ where
     let config = client_config(certificate, &[b"h2"]);
     runtime.block_on(async {
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         let tls = tokio_rustls::TlsConnector::from(Arc::new(config));
         let stream = tls.connect("gw.test".try_into().unwrap(), stream).await.unwrap();
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();

@@ -11,8 +11,8 @@ fn an_upload_whose_client_vanishes_is_aborted_and_recorded() {
         for (framing, part) in
             [("Content-Length: 100\r\n", "half"), ("Transfer-Encoding: chunked\r\n", "4\r\nhalf\r\n")]
         {
-            let (ended, end) = mpsc::channel();
-            let (begun, began) = mpsc::channel();
+            let (ended, over) = mpsc::channel();
+            let (begun, under_way) = mpsc::channel();
             let (ended, begun) = (Mutex::new(ended), Mutex::new(begun));
             let upstream = Upstream::raw(move |stream| {
                 let mut got = Vec::new();
@@ -25,7 +25,7 @@ fn an_upload_whose_client_vanishes_is_aborted_and_recorded() {
             let ground = Ground::new(&[&upstream.origin()], "");
             let mut client = ground.gateway.connect();
             client.send(signed_head("POST", "/gone", &format!("{OPAQUE}{framing}")) + part);
-            began.recv_timeout(SOON).unwrap();
+            under_way.recv_timeout(SOON).unwrap();
             if resets {
                 reset(&client.stream.sock);
             } else {
@@ -33,7 +33,7 @@ fn an_upload_whose_client_vanishes_is_aborted_and_recorded() {
             }
             let left = Instant::now();
             drop(client);
-            let (got, ended) = end.recv_timeout(SOON).expect("the upstream's connection ends with its client's");
+            let (got, ended) = over.recv_timeout(SOON).expect("the upstream's connection ends with its client's");
             assert!(ended - left < Duration::from_secs(2), "{:?}", ended - left);
             let body = got.split_at(crate::support::find(&got, b"\r\n\r\n").unwrap() + 4).1;
             assert!(!body.ends_with(b"0\r\n\r\n") && body.len() < 100, "{:?}", String::from_utf8_lossy(body));
@@ -53,8 +53,8 @@ fn an_upload_whose_client_vanishes_is_aborted_and_recorded() {
 fn a_download_whose_client_vanishes_is_cancelled() {
     for (path, begins) in [("/before-the-head", false), ("/within-the-body", true)] {
         for resets in [false, true] {
-            let (ended, end) = mpsc::channel();
-            let (begun, began) = mpsc::channel();
+            let (ended, over) = mpsc::channel();
+            let (begun, under_way) = mpsc::channel();
             let (ended, begun) = (Mutex::new(ended), Mutex::new(begun));
             let upstream = Upstream::serving(move |stream, _| {
                 if begins {
@@ -68,7 +68,7 @@ fn a_download_whose_client_vanishes_is_cancelled() {
             let ground = Ground::new(&[&upstream.origin()], "");
             let mut client = ground.gateway.connect();
             client.send(signed_head("GET", path, ""));
-            began.recv_timeout(SOON).unwrap();
+            under_way.recv_timeout(SOON).unwrap();
             if begins {
                 client.read_until(b"half");
             }
@@ -79,7 +79,7 @@ fn a_download_whose_client_vanishes_is_cancelled() {
             }
             let left = Instant::now();
             drop(client);
-            let (read, ended) = end.recv_timeout(SOON).expect("the upstream is told");
+            let (read, ended) = over.recv_timeout(SOON).expect("the upstream is told");
             assert_eq!(read, 0, "another request came on the connection");
             assert!(ended - left < Duration::from_secs(2), "{path}: {:?}", ended - left);
             let record = ground.record(path);
@@ -92,7 +92,7 @@ fn a_download_whose_client_vanishes_is_cancelled() {
 /// Fault: client vanishes mid-download, over HTTP/2: its stream is reset, the connection goes on.
 #[test]
 fn a_stream_that_is_given_up_cancels_its_request_and_no_other() {
-    let (ended, end) = mpsc::channel();
+    let (ended, over) = mpsc::channel();
     let ended = Mutex::new(ended);
     let bad = Bad::doing(move |stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf");
@@ -105,7 +105,7 @@ fn a_stream_that_is_given_up_cancels_its_request_and_no_other() {
         let answer = sender.send_request(request).await.unwrap();
         let left = Instant::now();
         drop(answer);
-        let ended = tokio::task::spawn_blocking(move || end.recv_timeout(SOON)).await.unwrap();
+        let ended = tokio::task::spawn_blocking(move || over.recv_timeout(SOON)).await.unwrap();
         let took = ended.expect("the upstream is told") - left;
         assert!(took < Duration::from_secs(2), "{took:?}");
         let request = crate::streams::request("GET", "/fine", Empty::<Bytes>::new());
@@ -120,7 +120,7 @@ fn a_stream_that_is_given_up_cancels_its_request_and_no_other() {
 fn a_client_that_never_reads_stalls_its_upstream_and_is_closed() {
     const ALL: usize = 256 * 1024 * 1024;
     let sent = Arc::new(AtomicUsize::new(0));
-    let (counted, (ended, end)) = (Arc::clone(&sent), mpsc::channel());
+    let (counted, (ended, over)) = (Arc::clone(&sent), mpsc::channel());
     let ended = Mutex::new(ended);
     let bad = Bad::doing(move |stream| {
         let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {ALL}\r\n\r\n");
@@ -134,7 +134,7 @@ fn a_client_that_never_reads_stalls_its_upstream_and_is_closed() {
     let mut client = ground.gateway.connect();
     client.send(signed_head("GET", "/harm", ""));
     assert_eq!(ground.ask("GET", "/fine").answer.status, 200);
-    end.recv_timeout(Duration::from_secs(20)).expect("the upstream's connection ends");
+    over.recv_timeout(Duration::from_secs(20)).expect("the upstream's connection ends");
     let sent = sent.load(Ordering::SeqCst);
     // What the system's socket buffers took, and hardly more.
     assert!(sent < 32 * 1024 * 1024, "{sent} bytes were taken for a client that reads none");
