@@ -631,10 +631,10 @@ fn a_step_of_the_clock_neither_ends_nor_prolongs_a_wait() {
         let mut client = ground.gateway.connect();
         client.send(signed_head("GET", "/harm", ""));
         under_way.recv_timeout(SOON).unwrap();
-        let began = Instant::now();
+        let stepped = Instant::now();
         ground.gateway.set_time(NOW + step);
         let answer = client.answer();
-        let took = began.elapsed();
+        let took = stepped.elapsed();
         ground.gateway.set_time(NOW);
         assert_eq!((answer.status, answer.code().as_str()), (504, "upstream_timeout"));
         assert!(took > Duration::from_millis(500) && took < SOON, "{step} s: {took:?}");
