@@ -103,7 +103,7 @@ pub fn client(
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(Error::Unusable)?,
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![HTTP_1_1.to_vec()];
+    config.alpn_protocols = vec![H2.to_vec(), HTTP_1_1.to_vec()];
     Ok(config)
 }
 

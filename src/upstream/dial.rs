@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -56,6 +56,8 @@ pub(super) struct Stream {
     io: Io,
     /// Whether anything of an answer has come since the connection was last written to.
     pub(super) answering: Answering,
+    /// What may come before the head of an answer is whole.
+    pub(super) patience: Patience,
     /// The address that was dialled.
     pub(super) address: Option<SocketAddr>,
     /// Whether HTTP/2 is spoken.
@@ -76,6 +78,11 @@ pub(super) struct Socket(Arc<TcpStream>);
 /// Whether anything of an answer has come since a connection was last written to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Answering(Arc<AtomicBool>);
+
+/// How many bytes may still come before the head of an answer is whole: interim answers have no other bound, and a flood
+/// of them would be read without anyone else getting a turn.
+#[derive(Clone, Debug)]
+pub(super) struct Patience(Arc<AtomicUsize>);
 
 /// What may be spoken on a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +214,35 @@ impl Answering {
     }
 }
 
+impl Patience {
+    /// Four times the largest head: what is read at once may be part of the body.
+    const MOST: usize = 1024 * 1024;
+    const ENDLESS: usize = usize::MAX;
+
+    /// An answer is waited for.
+    pub(super) fn begin(&self) {
+        self.0.store(Self::MOST, Ordering::Relaxed);
+    }
+
+    /// Its head has come.
+    pub(super) fn end(&self) {
+        self.0.store(Self::ENDLESS, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    fn spend(&self, bytes: usize) -> io::Result<()> {
+        let left = self.0.load(Ordering::Relaxed);
+        if left == Self::ENDLESS {
+            return Ok(());
+        }
+        self.0.store(left.saturating_sub(bytes), Ordering::Relaxed);
+        if bytes < left { Ok(()) } else { Err(io::Error::other("too many bytes before an answer")) }
+    }
+}
+
 impl Socket {
     /// Whether the server has said or closed something that nobody has read yet.
     fn is_stirred(&self) -> bool {
@@ -218,7 +254,9 @@ impl Socket {
 
 impl Stream {
     fn new(io: Io, address: Option<SocketAddr>, is_http2: bool) -> Self {
-        Self { io, answering: Answering::default(), address, is_http2 }
+        let left = if is_http2 { Patience::ENDLESS } else { Patience::MOST };
+        let patience = Patience(Arc::new(AtomicUsize::new(left)));
+        Self { io, answering: Answering::default(), patience, address, is_http2 }
     }
 
     /// A look at the connection while another reads it, where it is plain TCP.
@@ -305,8 +343,10 @@ impl AsyncRead for Stream {
             Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
         };
-        if buf.filled().len() > before {
+        let count = buf.filled().len() - before;
+        if count > 0 {
             this.answering.0.store(true, Ordering::Relaxed);
+            this.patience.spend(count)?;
         }
         read
     }

@@ -18,7 +18,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{task::AbortHandle, time::Instant};
 
-use super::dial::{Answering, Dialer, Speaking, Stream, Watcher};
+use super::dial::{Answering, Dialer, Patience, Speaking, Stream, Watcher};
 use crate::body::Outbound;
 
 /// How long an unused HTTP/1.1 connection is kept: less than the five seconds after which Node's servers close theirs.
@@ -60,6 +60,7 @@ struct Http1 {
     sender: http1::SendRequest<Outbound>,
     address: Option<SocketAddr>,
     answering: Answering,
+    patience: Patience,
     watcher: Option<Watcher>,
     task: AbortHandle,
 }
@@ -213,6 +214,7 @@ impl Pool {
 
     async fn http1(self: &Arc<Self>, stream: Stream) -> io::Result<Lease> {
         let (address, answering, watcher) = (stream.address, stream.answering.clone(), stream.watcher());
+        let patience = stream.patience.clone();
         let (sender, connection) = http1::Builder::new()
             .max_headers(MOST_HEADERS)
             .max_buf_size(MOST_HEAD_BYTES as usize)
@@ -223,7 +225,7 @@ impl Pool {
         let task = tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
         });
-        let connection = Http1 { sender, address, answering, watcher, task: task.abort_handle() };
+        let connection = Http1 { sender, address, answering, patience, watcher, task: task.abort_handle() };
         Ok(Lease { pool: Arc::clone(self), held: Some(Held::Http1(connection)), is_used: false })
     }
 
@@ -319,7 +321,13 @@ impl Lease {
                 headers.insert(header::HOST, dialer.host.clone());
                 *request.uri_mut() = uri(http::uri::Parts::default(), target)?;
                 *request.headers_mut() = headers;
-                (connection.sender.try_send_request(request).await, connection.answering.has_begun())
+                connection.patience.begin();
+                let answered = connection.sender.try_send_request(request).await;
+                if connection.patience.is_exhausted() {
+                    return Err(Failed::Invalid);
+                }
+                connection.patience.end();
+                (answered, connection.answering.has_begun())
             }
             Some(Held::Http2(connection)) => {
                 let mut parts = http::uri::Parts::default();

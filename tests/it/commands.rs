@@ -37,13 +37,13 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// A folder with a configuration for `upstream`, on a port of its own.
-struct Folder {
-    folder: tempfile::TempDir,
-    port: u16,
+pub(crate) struct Folder {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) port: u16,
 }
 
 impl Folder {
-    fn new(upstream: &str, more: &str) -> Self {
+    pub(crate) fn new(upstream: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_files(folder.path(), SECRET);
         let port = free_port();
@@ -63,7 +63,7 @@ impl Folder {
     }
 
     /// The gateway, once it listens.
-    fn run(&self, stdout: Stdio) -> Running {
+    pub(crate) fn run(&self, stdout: Stdio) -> Running {
         let mut command = countersign();
         command.args(["run", "--config", &self.file("countersign.toml")]).stdout(stdout).stderr(Stdio::piped());
         let running = Running(command.spawn().unwrap());
@@ -95,7 +95,7 @@ impl Running {
 
 impl Running {
     /// Has it drain and end, and answers what it said on stderr.
-    fn drained(mut self) -> String {
+    pub(crate) fn drained(mut self) -> String {
         self.signal("TERM");
         assert_eq!(self.exit_code(), Some(0));
         let mut said = String::new();

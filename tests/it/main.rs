@@ -7,10 +7,13 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod balance;
 mod browser;
 mod commands;
 mod documents;
+mod drain;
 mod examples;
+mod faults;
 mod forwarding;
 mod hostile;
 mod http2;
@@ -18,6 +21,7 @@ mod layers;
 mod policy;
 mod rules;
 mod semantics;
+mod streams;
 mod support;
 mod tls;
 mod upstreams;

@@ -135,11 +135,7 @@ impl Gateway {
 
     /// A TLS connection for HTTP/1.1.
     pub(crate) fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        stream.set_nodelay(true).unwrap();
-        let connection = ClientConnection::new(Arc::clone(&self.tls), "gw.test".try_into().unwrap()).unwrap();
-        Client { stream: StreamOwned::new(connection, stream), rest: Vec::new() }
+        Client::to(self.address, &self.tls)
     }
 
     /// Sends `bytes` on a connection of their own and reads one answer.
@@ -245,6 +241,20 @@ pub(crate) struct Answer {
 }
 
 impl Client {
+    /// A connection to the gateway at `address`.
+    pub(crate) fn to(address: SocketAddr, tls: &Arc<rustls::ClientConfig>) -> Self {
+        Self::try_to(address, tls).unwrap()
+    }
+
+    /// The same, if there is one.
+    pub(crate) fn try_to(address: SocketAddr, tls: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_nodelay(true)?;
+        let connection = ClientConnection::new(Arc::clone(tls), "gw.test".try_into().unwrap()).unwrap();
+        Ok(Self { stream: StreamOwned::new(connection, stream), rest: Vec::new() })
+    }
+
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // The gateway may have answered and closed already.
         let _ = self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush());
@@ -297,6 +307,16 @@ impl Client {
     /// What has come and was not taken yet.
     pub(crate) fn seen(&self) -> Vec<u8> {
         self.rest.clone()
+    }
+
+    /// Reads one answer to its end; nothing if the connection ends before the answer's head has come.
+    pub(crate) fn try_answer(&mut self) -> Option<Answer> {
+        while find(&self.rest, b"\r\n\r\n").is_none() {
+            if !self.fill() {
+                return None;
+            }
+        }
+        Some(self.answer())
     }
 
     /// Reads one answer to its end.
