@@ -11,6 +11,8 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
+use crate::limits::Limit;
+
 mod answer;
 mod pace;
 mod upload;
@@ -149,21 +151,24 @@ pub async fn read_whole<'r, B: Body<Data = Bytes> + Unpin>(
 }
 
 /// Throws away what comes of `body`, at most `limit_bytes` within `timeout`, so that a client that is still sending
-/// gets to read its answer. Answers whether the client stopped by itself.
+/// gets to read its answer.
+///
+/// # Errors
+/// The limit that ended it before the client did.
 ///
 /// Source: RFC 9112, section 9.6; over HTTP/1.1 browsers lose an answer that is followed by a reset.
-pub async fn discard(mut body: Incoming, limit_bytes: u64, timeout: Duration) -> bool {
+pub async fn discard(mut body: Incoming, limit_bytes: u64, timeout: Duration) -> Result<(), Limit> {
     let reading = async {
         let mut length = 0_u64;
         while let Some(Ok(frame)) = body.frame().await {
             length += frame.data_ref().map_or(0, |data| data.len() as u64);
             if length > limit_bytes {
-                return false;
+                return Err(Limit::DiscardBytes);
             }
         }
-        true
+        Ok(())
     };
-    tokio::time::timeout(timeout, reading).await.unwrap_or(false)
+    tokio::time::timeout(timeout, reading).await.unwrap_or(Err(Limit::DiscardTimeout))
 }
 
 #[cfg(test)]

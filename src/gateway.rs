@@ -16,7 +16,7 @@ use crate::{
     body::{self, Pace, Room, Upload},
     clock::{Clock, unix_seconds},
     cors, headers,
-    limits::Limits,
+    limits::{Hits, Limits},
     path::CanonicalPath,
     policy::{self, Permit},
     record::{Access, Decision, Log},
@@ -44,6 +44,7 @@ pub struct Gateway {
     /// Lower-case host names; empty: any.
     pub names: Arc<[String]>,
     pub room: Arc<Room>,
+    pub hits: Arc<Hits>,
     pub log: Log,
     pub clock: Clock,
 }
@@ -100,7 +101,12 @@ impl Gateway {
         let closes = unread.is_some_and(|body| leave_unread(&parts, body, &self.limits, activity));
         let mut response = match outcome {
             Ok(response) => exchange.answer(response),
-            Err(rejection) => exchange.refuse(&rejection),
+            Err(rejection) => {
+                if let Some(limit) = rejection.limit {
+                    self.hits.hit(limit);
+                }
+                exchange.refuse(&rejection)
+            }
         };
         if closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -206,7 +212,7 @@ impl Gateway {
             BodyKind::Opaque => {
                 let limit_bytes = route.body_limit_bytes.unwrap_or(self.limits.stream_bytes);
                 if declared.is_some_and(|length| length > limit_bytes) {
-                    return Err(body::Error::TooLarge.into());
+                    return Err(Rejection::streamed(body::Error::TooLarge));
                 }
                 Ok(Limited::Unread { limit_bytes })
             }
@@ -332,7 +338,8 @@ fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits, activity: Arc<Ac
         // It ends with its connection, whose task is waited for.
         let discarding = body::discard(body, limits.discard_bytes, limits.discard_timeout);
         tokio::spawn(async move {
-            if !discarding.await {
+            if let Err(limit) = discarding.await {
+                activity.hit(limit);
                 activity.indulge();
             }
         });

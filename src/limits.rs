@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+mod hits;
+
+pub use hits::{Hits, Limit};
+
 /// What may grow, and how far; what may last, and how long. Each field is the key of the same name under `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

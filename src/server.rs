@@ -23,7 +23,7 @@ use crate::{
     body::Room,
     clock::Clock,
     gateway::Gateway,
-    limits::Limits,
+    limits::{Hits, Limit, Limits},
     record::Log,
     route::RouteTable,
     tls,
@@ -58,6 +58,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    hits: Arc<Hits>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -101,6 +102,7 @@ impl Server {
         let routes = Arc::new(settings.routes);
         let names: Arc<[String]> = settings.names.into();
         let room = Arc::new(Room::new(settings.limits.buffered_bytes));
+        let hits = Arc::new(Hits::default());
         let shared: Vec<_> = settings.upstreams.into_iter().map(upstream::Shared::new).collect();
         let open = Arc::new(AtomicUsize::new(0));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -117,13 +119,13 @@ impl Server {
                 stop: stop.clone(),
                 open: Arc::clone(&open),
             };
-            let (routes, names, room, shared) =
-                (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), shared.clone());
+            let (routes, names, room, hits, shared) =
+                (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), Arc::clone(&hits), shared.clone());
             let (log, clock, limits) = (log.clone(), clock.clone(), settings.limits.clone());
             let serve = move || {
                 runtime.block_on(async {
                     let upstreams = shared.iter().map(Upstream::new).collect();
-                    worker.run(Gateway { routes, upstreams, limits, names, room, log, clock }).await;
+                    worker.run(Gateway { routes, upstreams, limits, names, room, hits, log, clock }).await;
                 });
                 runtime.shutdown_background();
             };
@@ -134,12 +136,17 @@ impl Server {
         let door = Door { listener, workers, stop: stop.clone(), open, limits: settings.limits };
         let accept = move || runtime.block_on(door.run());
         threads.push(std::thread::Builder::new().name("accept".into()).spawn(accept)?);
-        Ok(Self { address, threads })
+        Ok(Self { address, hits, threads })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How often each limit was hit so far.
+    pub fn hits(&self) -> &Hits {
+        &self.hits
     }
 
     /// Waits until it has stopped.
@@ -281,7 +288,7 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self, gateway: Gateway) {
-        let drain = gateway.limits.drain;
+        let (drain, hits) = (gateway.limits.drain, Arc::clone(&gateway.hits));
         let gateway = Arc::new(gateway);
         let connections = TaskTracker::new();
         while let Some(Accepted { stream, peer, place }) = self.receiver.recv().await {
@@ -296,6 +303,7 @@ impl Worker {
             () = connections.wait() => {}
             () = self.stop.cut.cancelled() => {}
             () = tokio::time::sleep(drain) => {
+                hits.hit(Limit::Drain);
                 tracing::warn!(connections = self.open.load(Ordering::Relaxed), "cut what still ran at the end of the drain");
             }
         }

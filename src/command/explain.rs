@@ -90,7 +90,7 @@ pub(super) fn run(options: &Options) -> u8 {
     }
     let now = options.now.unwrap_or_else(|| unix_seconds(SystemTime::now()));
     let Some((gateway, _writer)) = gateway(routes, names, limits, now) else { return SOFTWARE };
-    let activity = Activity::new();
+    let activity = Activity::new(&Arc::default());
     let judged = replay::replay(&gateway.limits, &capture.bytes, |request, fault| {
         gateway.judge(Arrival { client: None, fault, busy: Busy::new(&activity), pace: None }, request)
     });
@@ -160,7 +160,7 @@ fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> 
     let room = Arc::new(Room::new(limits.buffered_bytes));
     let clock = Clock::Set(Arc::new(AtomicI64::new(now)));
     let (routes, names) = (Arc::new(routes), names.into());
-    Some((Gateway { routes, upstreams: Vec::new(), limits, names, room, log, clock }, writer))
+    Some((Gateway { routes, upstreams: Vec::new(), limits, names, room, hits: Arc::default(), log, clock }, writer))
 }
 
 /// What the signature of the capture was made over, as far as can be found out.

@@ -16,6 +16,7 @@ use super::{Answer, Content, common};
 use crate::{
     auth::Principal,
     body::{self, Ending, Pace, Progress, Upload},
+    limits::{Hits, Limit},
     record::{Access, Decision, Log},
     rejection::{Code, Rejection},
     route::Route,
@@ -44,6 +45,7 @@ pub struct Activity {
     under_way: AtomicUsize,
     idle_since: Mutex<Instant>,
     indulged: AtomicBool,
+    hits: Arc<Hits>,
 }
 
 /// A request under way on a connection, while it lives.
@@ -52,9 +54,14 @@ pub struct Busy(Arc<Activity>);
 
 impl Activity {
     /// A connection on which nothing was asked yet.
-    pub fn new() -> Arc<Self> {
+    pub fn new(hits: &Arc<Hits>) -> Arc<Self> {
         let (under_way, indulged) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Arc::new(Self { under_way, idle_since: Mutex::new(Instant::now()), indulged })
+        Arc::new(Self { under_way, idle_since: Mutex::new(Instant::now()), indulged, hits: Arc::clone(hits) })
+    }
+
+    /// Counts that the connection hit `limit`.
+    pub fn hit(&self, limit: Limit) {
+        self.hits.hit(limit);
     }
 
     /// Whether as much of a refused body was thrown away as may be, so that nothing more of it is waited for.

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     body::Pace,
     gateway::{Activity, Answer, Arrival, Busy, Gateway},
+    limits::{Hits, Limit},
     tls,
 };
 
@@ -53,17 +54,19 @@ tokio::task_local! {
 struct Streams {
     patience: Duration,
     rate: u64,
+    hits: Arc<Hits>,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let pace = Pace::new(self.patience, self.rate);
+        let hits = Arc::clone(&self.hits);
         // It ends with its connection, whose task is waited for.
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = PACE.scope(Arc::clone(&pace), stream) => {}
-                () = pace.too_slow() => {}
+                () = pace.too_slow() => hits.hit(Limit::WriteTimeout),
             }
         });
     }
@@ -87,6 +90,7 @@ pub(super) async fn serve(
             return;
         }
         Err(_) => {
+            gateway.hits.hit(Limit::HandshakeTimeout);
             tracing::debug!(%peer, "TLS handshake timed out");
             return;
         }
@@ -95,7 +99,7 @@ pub(super) async fn serve(
         peer,
         requests: AtomicU64::new(0),
         refusal: Arc::new(Refusal::default()),
-        activity: Activity::new(),
+        activity: Activity::new(&gateway.hits),
         closing: AtomicBool::new(false),
         gateway,
     });
@@ -134,7 +138,7 @@ impl Served {
 
 async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
-    let stream = Stalling::new(stream, limits.write_timeout);
+    let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
     let io = TokioIo::new(Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity)));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let connection = http1::Builder::new()
@@ -173,10 +177,11 @@ async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
 
 async fn serve_http2(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
-    let io = TokioIo::new(Stalling::new(stream, limits.write_timeout));
+    let io = TokioIo::new(Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits)));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let list_bytes = u32::try_from(limits.head_bytes.saturating_mul(2)).unwrap_or(u32::MAX);
-    let streams = Streams { patience: limits.write_timeout, rate: limits.stream_rate };
+    let streams =
+        Streams { patience: limits.write_timeout, rate: limits.stream_rate, hits: Arc::clone(&served.gateway.hits) };
     let connection = http2::Builder::new(streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)

@@ -15,6 +15,7 @@ mod forwarding;
 mod hostile;
 mod http2;
 mod layers;
+mod limits;
 mod policy;
 mod support;
 mod tls;

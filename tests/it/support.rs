@@ -14,6 +14,7 @@ use std::{
 use countersign::{
     clock::Clock,
     config::{self, Environment, Scrutiny},
+    limits::Limit,
     record::{Log, Writer},
     secret::SigningSecret,
     server::{self, Server, Stop},
@@ -168,6 +169,20 @@ impl Gateway {
 
     pub(crate) fn raw_records(&self) -> String {
         String::from_utf8(self.records.lock().unwrap().clone()).unwrap()
+    }
+
+    /// How often `limit` was hit, once it was `least` times.
+    pub(crate) fn hits(&self, limit: Limit, least: u64) -> u64 {
+        let (server, _) = self.running.as_ref().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let hits = server.hits().of(limit);
+            if hits >= least {
+                return hits;
+            }
+            assert!(Instant::now() < deadline, "{} was hit {hits} times, not {least}", limit.name());
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn set_time(&self, now: i64) {
