@@ -1,7 +1,7 @@
 //! A request's way, stage by stage.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -16,7 +16,7 @@ use crate::{
     body::{self, Pace, Room, Upload},
     clock::{Clock, unix_seconds},
     cors, headers,
-    limits::{Hits, Limits},
+    limits::{Hits, Limits, Network},
     path::CanonicalPath,
     policy::{self, Permit},
     record::{Access, Decision, Log},
@@ -140,7 +140,7 @@ impl Gateway {
         if cors::is_preflight(&parts.method, &parts.headers) {
             return Ok(Verdict::Preflight);
         }
-        let admitted = self.admit(&parts, &mut body, now, &mut exchange).await?;
+        let admitted = self.admit(&parts, &mut body, now, None, &mut exchange).await?;
         let permit = admitted.permit()?;
         Ok(Verdict::Accept(Box::new(permit.principal().clone())))
     }
@@ -154,7 +154,8 @@ impl Gateway {
         client: Option<SocketAddr>,
         exchange: &mut Exchange,
     ) -> Result<Response<Content>, Rejection> {
-        let admitted = self.admit(parts, body, now, exchange).await?;
+        let address = client.map(|client| client.ip());
+        let admitted = self.admit(parts, body, now, address, exchange).await?;
         let permit = admitted.permit()?;
         let answered = self.ask(&permit, parts, &admitted, client, body, exchange).await?;
         Ok(self.passable(answered, parts, admitted.route, exchange))
@@ -166,6 +167,7 @@ impl Gateway {
         parts: &'r Parts,
         body: &mut Option<Incoming>,
         now: SystemTime,
+        address: Option<IpAddr>,
         exchange: &mut Exchange,
     ) -> Result<Admitted<'r>, Rejection> {
         head::check_host(parts, &self.names)?;
@@ -182,7 +184,7 @@ impl Gateway {
         }
         route.scheme.check_form(&parts.headers)?;
 
-        let limited = self.read_body(parts, body, route, exchange).await?;
+        let limited = self.read_body(parts, body, route, address, exchange).await?;
         let presented = Presented { headers: &parts.headers, query: parts.uri.query(), body: limited.carried() };
         let principal = route.scheme.verify(&presented, unix_seconds(now))?;
         exchange.note_principal(&principal);
@@ -196,6 +198,7 @@ impl Gateway {
         parts: &Parts,
         body: &mut Option<Incoming>,
         route: &Route,
+        address: Option<IpAddr>,
         exchange: &mut Exchange,
     ) -> Result<Limited<'_>, Rejection> {
         let Some(incoming) = body.as_mut().filter(|body| !body.is_end_stream()) else { return Ok(Limited::Nothing) };
@@ -204,8 +207,9 @@ impl Gateway {
             kind @ (BodyKind::Json | BodyKind::Text) => {
                 let limit_bytes = route.body_limit_bytes.unwrap_or(self.limits.body_bytes);
                 let timeout = self.limits.body_timeout;
+                let taken = self.room.take(address.map(Network::from));
                 let (whole, taken) =
-                    body::read_whole(incoming, declared, head::end(parts), limit_bytes, timeout, &self.room).await?;
+                    body::read_whole(incoming, declared, head::end(parts), limit_bytes, timeout, taken).await?;
                 exchange.note_received(whole.len() as u64);
                 Ok(if whole.is_empty() { Limited::Nothing } else { Limited::Read { whole, kind, _taken: taken } })
             }

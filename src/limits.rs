@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 mod hits;
+mod network;
 
 pub use hits::{Hits, Limit};
+pub use network::Network;
 
 /// What may grow, and how far; what may last, and how long. Each field is the key of the same name under `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +43,20 @@ pub struct Limits {
     pub drain: Duration,
     /// From the signal to stop until nothing more is accepted.
     pub drain_delay: Duration,
+    /// Time from a request's head to the end of its answer, however both move.
+    pub exchange_timeout: Duration,
+    /// Bytes of bodies that are read for verification, in all requests of one client's address together.
+    pub buffered_bytes_per_address: usize,
     /// Bytes of bodies that are read for verification, in all requests together.
     pub buffered_bytes: usize,
+}
+
+impl Limits {
+    /// What a body that is read whole can have at the most, and the key that bounds it.
+    pub fn whole_bytes(&self) -> (usize, Limit) {
+        let share = (self.buffered_bytes_per_address, Limit::BufferedBytesPerAddress);
+        if share.0 < self.buffered_bytes { share } else { (self.buffered_bytes, Limit::BufferedBytes) }
+    }
 }
 
 impl Default for Limits {
@@ -67,6 +81,8 @@ impl Default for Limits {
             streams: 100,
             drain: Duration::from_secs(30),
             drain_delay: Duration::ZERO,
+            exchange_timeout: Duration::from_secs(86_400),
+            buffered_bytes_per_address: 64 * 1024 * 1024,
             buffered_bytes: 256 * 1024 * 1024,
         }
     }

@@ -281,6 +281,7 @@ impl From<body::Error> for Rejection {
                 "the body broke off, is malformed, or is not as long as Content-Length says; send it again",
             ),
             Error::NoRoom => Self::overloaded().at(Limit::BufferedBytes),
+            Error::NoShare => Self::overloaded().at(Limit::BufferedBytesPerAddress),
         }
     }
 }
@@ -292,7 +293,7 @@ impl Rejection {
         let limit = match error {
             Error::TooLarge => Some(Limit::StreamBytes),
             Error::TooSlow => Some(Limit::StreamRate),
-            Error::Broken | Error::NoRoom => None,
+            Error::Broken | Error::NoRoom | Error::NoShare => None,
         };
         Self { limit, ..error.into() }
     }

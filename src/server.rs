@@ -101,7 +101,7 @@ impl Server {
         let tls = Arc::new(tls::server(Arc::clone(&settings.certificate)).map_err(io::Error::other)?);
         let routes = Arc::new(settings.routes);
         let names: Arc<[String]> = settings.names.into();
-        let room = Arc::new(Room::new(settings.limits.buffered_bytes));
+        let room = Arc::new(Room::new(settings.limits.buffered_bytes, settings.limits.buffered_bytes_per_address));
         let hits = Arc::new(Hits::default());
         let shared: Vec<_> = settings.upstreams.into_iter().map(upstream::Shared::new).collect();
         let open = Arc::new(AtomicUsize::new(0));

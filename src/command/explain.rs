@@ -157,7 +157,7 @@ fn rules(options: &Options) -> Result<Rules, u8> {
 /// A gateway that judges by these rules at that time, and forwards nothing.
 fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> Option<(Gateway, Writer)> {
     let (log, writer) = Log::start(Box::new(std::io::sink()), String::new()).ok()?;
-    let room = Arc::new(Room::new(limits.buffered_bytes));
+    let room = Arc::new(Room::new(limits.buffered_bytes, limits.buffered_bytes));
     let clock = Clock::Set(Arc::new(AtomicI64::new(now)));
     let (routes, names) = (Arc::new(routes), names.into());
     Some((Gateway { routes, upstreams: Vec::new(), limits, names, room, hits: Arc::default(), log, clock }, writer))

@@ -119,6 +119,8 @@ pub const KEYS: &[Key] = &[
     key("limits.streams", Count, Value("100")),
     key("limits.drain", Duration, Value("\"30s\"")),
     key("limits.drain_delay", Duration, Value("\"0s\"")),
+    key("limits.exchange_timeout", Duration, Value("\"1d\"")),
+    key("limits.buffered_bytes_per_address", Size, Value("\"64MiB\"")),
     key("limits.buffered_bytes", Size, Value("\"256MiB\"")),
 ];
 

@@ -36,15 +36,17 @@ pub struct Exchange {
     upload: Option<Arc<Progress>>,
     place: Option<OwnedSemaphorePermit>,
     pace: Option<Arc<Pace>>,
-    _busy: Busy,
+    busy: Busy,
 }
 
-/// Whether a connection has requests under way, since when it has none, and whether its client was indulged enough.
+/// Whether a connection has requests under way, and since when; whether its client was indulged enough.
 #[derive(Debug)]
 pub struct Activity {
     under_way: AtomicUsize,
-    idle_since: Mutex<Instant>,
+    /// When the first of them came, or the last of them ended.
+    since: Mutex<Instant>,
     indulged: AtomicBool,
+    overdue: AtomicBool,
     hits: Arc<Hits>,
 }
 
@@ -55,8 +57,13 @@ pub struct Busy(Arc<Activity>);
 impl Activity {
     /// A connection on which nothing was asked yet.
     pub fn new(hits: &Arc<Hits>) -> Arc<Self> {
-        let (under_way, indulged) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Arc::new(Self { under_way, idle_since: Mutex::new(Instant::now()), indulged, hits: Arc::clone(hits) })
+        Arc::new(Self {
+            under_way: AtomicUsize::new(0),
+            since: Mutex::new(Instant::now()),
+            indulged: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
+            hits: Arc::clone(hits),
+        })
     }
 
     /// Counts that the connection hit `limit`.
@@ -73,21 +80,52 @@ impl Activity {
         self.indulged.store(true, Ordering::Relaxed);
     }
 
+    /// Since when the connection is idle; `None` while a request is under way.
+    pub fn idle_since(&self) -> Option<Instant> {
+        (!self.is_busy()).then(|| self.since())
+    }
+
+    /// Ends when an exchange has lasted for `whole`, on a connection that has one at a time. What is recorded of the
+    /// exchange says so.
+    pub async fn overdue(&self, whole: Duration) {
+        loop {
+            let now = Instant::now();
+            let ends = if self.is_busy() { self.since() + whole } else { now + whole };
+            if ends <= now {
+                self.overdue.store(true, Ordering::Relaxed);
+                return;
+            }
+            tokio::time::sleep_until(ends).await;
+        }
+    }
+
     /// When the connection will have been idle for `patience` if nothing more is asked; `None` if it has been.
     pub fn idle_until(&self, patience: Duration) -> Option<Instant> {
         let now = Instant::now();
-        if self.under_way.load(Ordering::Relaxed) > 0 {
-            return Some(now + patience);
-        }
-        let until = *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) + patience;
+        let Some(since) = self.idle_since() else { return Some(now + patience) };
+        let until = since + patience;
         (until > now).then_some(until)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) > 0
+    }
+
+    fn since(&self) -> Instant {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }
 
 impl Busy {
     /// One more request.
     pub fn new(activity: &Arc<Activity>) -> Self {
-        activity.under_way.fetch_add(1, Ordering::Relaxed);
+        if activity.under_way.fetch_add(1, Ordering::Relaxed) == 0 {
+            activity.changed();
+        }
         Self(Arc::clone(activity))
     }
 }
@@ -100,7 +138,9 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if self.0.under_way.load(Ordering::Relaxed) == 1 {
+            self.0.changed();
+        }
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -109,7 +149,7 @@ impl Exchange {
     pub(super) fn open(log: &Log, record: Access, busy: Busy, pace: Option<Arc<Pace>>) -> Self {
         let request_id = HeaderValue::try_from(&record.request_id).unwrap_or(HeaderValue::from_static("none"));
         let (record, log) = (Some(Box::new(record)), log.clone());
-        Self { record, log, request_id, upload: None, place: None, pace, _busy: busy }
+        Self { record, log, request_id, upload: None, place: None, pace, busy }
     }
 
     pub(super) fn request_id(&self) -> HeaderValue {
@@ -203,11 +243,15 @@ impl Exchange {
             record.received_bytes = upload.bytes();
         }
         if record.status == 0 {
-            record.status = CLIENT_GONE;
-            if std::thread::panicking() {
-                let code = Code::InternalError;
-                (record.status, record.reason) = (code.status().as_u16(), Some(code.as_str()));
-            }
+            let overdue =
+                self.busy.0.overdue.load(Ordering::Relaxed) || self.pace.as_ref().is_some_and(|p| p.is_over());
+            let code = match (std::thread::panicking(), overdue) {
+                (true, _) => Some(Code::InternalError),
+                (false, true) => Some(Code::Overloaded),
+                (false, false) => None,
+            };
+            record.status = code.map_or(CLIENT_GONE, |code| code.status().as_u16());
+            record.reason = code.map(Code::as_str);
         }
         record.sent_bytes = sent_bytes;
         record.complete = complete;

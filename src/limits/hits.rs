@@ -35,6 +35,8 @@ limits! {
     DiscardTimeout "discard_timeout";
     WriteTimeout "write_timeout";
     Drain "drain";
+    ExchangeTimeout "exchange_timeout";
+    BufferedBytesPerAddress "buffered_bytes_per_address";
     BufferedBytes "buffered_bytes";
 }
 

@@ -54,19 +54,20 @@ tokio::task_local! {
 struct Streams {
     patience: Duration,
     rate: u64,
+    whole: Duration,
     hits: Arc<Hits>,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let pace = Pace::new(self.patience, self.rate);
+        let pace = Pace::new(self.patience, self.rate, self.whole);
         let hits = Arc::clone(&self.hits);
         // It ends with its connection, whose task is waited for.
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = PACE.scope(Arc::clone(&pace), stream) => {}
-                () = pace.too_slow() => hits.hit(Limit::WriteTimeout),
+                limit = pace.exceeded() => hits.hit(limit),
             }
         });
     }
@@ -106,7 +107,12 @@ pub(super) async fn serve(
     if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
         serve_http2(stream, &served, drain).await;
     } else {
-        serve_http1(stream, &served, drain).await;
+        let overdue = served.activity.overdue(served.gateway.limits.exchange_timeout);
+        tokio::select! {
+            biased;
+            () = serve_http1(stream, &served, drain) => {}
+            () = overdue => served.activity.hit(Limit::ExchangeTimeout),
+        }
     }
 }
 
@@ -180,8 +186,12 @@ async fn serve_http2(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
     let io = TokioIo::new(Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits)));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let list_bytes = u32::try_from(limits.head_bytes.saturating_mul(2)).unwrap_or(u32::MAX);
-    let streams =
-        Streams { patience: limits.write_timeout, rate: limits.stream_rate, hits: Arc::clone(&served.gateway.hits) };
+    let streams = Streams {
+        patience: limits.write_timeout,
+        rate: limits.stream_rate,
+        whole: limits.exchange_timeout,
+        hits: Arc::clone(&served.gateway.hits),
+    };
     let connection = http2::Builder::new(streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)

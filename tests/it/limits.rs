@@ -1,10 +1,18 @@
 //! Bounds of time and size: each is counted where it is hit, answered as promised, and gives back what it took.
 
-use std::{io::Write as _, net::TcpStream};
+use std::{
+    io::Write as _,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use countersign::limits::Limit;
+use http_body_util::BodyExt as _;
 
-use crate::support::{Client, Gateway, Upstream, signed_head};
+use crate::{
+    http2::{over_http2, request},
+    support::{Answer, Client, Gateway, Upstream, find, signed_head},
+};
 
 /// A gateway with one route for everything to `upstream`, and these keys under `[limits]`.
 fn limited(upstream: &Upstream, keys: &str) -> Gateway {
@@ -77,4 +85,155 @@ fn every_limit_that_is_hit_is_counted_once_under_its_key() {
     let mut client = gateway.connect();
     trickle(&mut client);
     assert!(gateway.hits(Limit::DiscardTimeout, before + 1) > before);
+}
+
+/// Asks until the answer is as wanted.
+fn until(wanted: &str, ask: impl Fn() -> Answer, is_so: impl Fn(&Answer) -> bool) -> Answer {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let answer = ask();
+        if is_so(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "no answer that is {wanted}, but {answer:?}");
+    }
+}
+
+fn is_overloaded(answer: &Answer) -> bool {
+    answer.code() == "overloaded"
+}
+
+/// What a client in a browser needs to read that it should come again.
+fn assert_overloaded(answer: &Answer) {
+    assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+}
+
+#[test]
+fn one_address_cannot_take_the_room_for_the_bodies_of_another() {
+    let upstream = Upstream::ok();
+    let keys = "body_bytes = \"64KiB\"\nbuffered_bytes_per_address = \"64KiB\"\nbuffered_bytes = \"256KiB\"";
+    let gateway = limited(&upstream, keys);
+    let ask_from = |address: [u8; 4]| {
+        let mut client = gateway.connect_on(gateway.stream_from(address));
+        client.send(upload(JSON, 20_000));
+        client.send("x".repeat(20_000));
+        client.answer()
+    };
+    let (greedy, other) = ([127, 0, 0, 2], [127, 0, 0, 3]);
+    let mut held = gateway.connect_on(gateway.stream_from(greedy));
+    held.send(upload(JSON, 60_000) + &"x".repeat(59_999));
+    assert_overloaded(&until("overloaded", || ask_from(greedy), is_overloaded));
+    assert_ne!(ask_from(other).status, 503);
+    assert!(gateway.hits(Limit::BufferedBytesPerAddress, 1) >= 1);
+    assert_eq!(gateway.hits(Limit::BufferedBytes, 0), 0);
+    // All of it is given back.
+    drop(held);
+    until("served", || ask_from(greedy), |answer| answer.status != 503);
+    for _ in 0..10 {
+        assert_ne!(ask_from(greedy).status, 503);
+    }
+    assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn all_addresses_together_have_a_bound_for_bodies() {
+    let upstream = Upstream::ok();
+    let gateway = limited(&upstream, "body_bytes = \"64KiB\"\nbuffered_bytes = \"64KiB\"");
+    let mut held = gateway.connect_on(gateway.stream_from([127, 0, 0, 2]));
+    held.send(upload(JSON, 60_000) + &"x".repeat(59_999));
+    let ask = || gateway.ask(upload(JSON, 20_000) + &"x".repeat(20_000));
+    assert_overloaded(&until("overloaded", ask, is_overloaded));
+    assert!(gateway.hits(Limit::BufferedBytes, 1) >= 1);
+    drop(held);
+    until("served", ask, |answer| answer.status != 503);
+}
+
+/// An upstream that answers `/drip` with a part every 50 ms, without end, and nothing else at all.
+fn endless() -> Upstream {
+    Upstream::serving(|stream, request| {
+        if !request.starts_with(b"GET /drip") {
+            let _ = std::io::Read::read(stream, &mut [0]);
+            return false;
+        }
+        let mut part = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        while part.is_ok() {
+            part = stream.write_all(b"4\r\npart\r\n");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        false
+    })
+}
+
+#[test]
+fn an_exchange_that_lasts_too_long_is_broken_off_and_recorded_so() {
+    let upstream = endless();
+    let gateway = limited(&upstream, "exchange_timeout = \"700ms\"");
+    let began = Instant::now();
+    let answer = gateway.ask(signed_head("GET", "/drip", ""));
+    assert!(began.elapsed() >= Duration::from_millis(700));
+    assert_eq!((answer.status, answer.complete), (200, false));
+    assert!(find(&answer.body, b"part").is_some());
+    let mut client = gateway.connect();
+    client.send(signed_head("GET", "/silent", ""));
+    assert!(client.is_closed());
+    assert_eq!(gateway.hits(Limit::ExchangeTimeout, 2), 2);
+    let records = gateway.records(2);
+    let told = |at: usize| {
+        let record = &records[at];
+        (
+            record["http.response.status_code"].as_u64(),
+            record["countersign.reason"].as_str(),
+            &record["countersign.complete"],
+        )
+    };
+    assert_eq!(told(0), (Some(200), None, &false.into()));
+    assert_eq!(told(1), (Some(503), Some("overloaded"), &false.into()));
+}
+
+#[test]
+fn a_stream_that_lasts_too_long_is_reset_and_the_others_go_on() {
+    let upstream = endless();
+    let gateway = limited(&upstream, "exchange_timeout = \"700ms\"");
+    over_http2(&gateway, async |mut sender| {
+        let long = sender.send_request(request("GET", "/drip", "")).await.unwrap();
+        assert_eq!(long.status(), 200);
+        assert!(long.into_body().collect().await.is_err(), "it is reset");
+        // The connection lives, and so does what began later.
+        let next = sender.send_request(request("GET", "/drip", "")).await.unwrap();
+        assert_eq!(next.status(), 200);
+        assert!(sender.send_request(request("GET", "/silent", "")).await.is_err());
+    });
+    assert!(gateway.hits(Limit::ExchangeTimeout, 2) >= 2);
+    let records = gateway.records(2);
+    assert!(records.iter().all(|record| record["countersign.complete"] == false), "{records:?}");
+    let silent = gateway.records(3).into_iter().find(|record| record["url.path"] == "/silent").unwrap();
+    assert_eq!(silent["http.response.status_code"], 503);
+}
+
+#[test]
+fn requests_in_turn_on_one_connection_each_have_the_whole_time() {
+    let upstream = Upstream::ok();
+    let gateway = limited(&upstream, "exchange_timeout = \"1500ms\"");
+    let mut client = gateway.connect();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        client.send(signed_head("GET", "/a", ""));
+        assert_eq!(client.answer().status, 200);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(gateway.hits(Limit::ExchangeTimeout, 0), 0);
+}
+
+#[test]
+fn what_a_drain_cuts_is_counted() {
+    let upstream = endless();
+    let gateway = limited(&upstream, "drain = \"100ms\"");
+    let mut client = gateway.connect();
+    client.send(signed_head("GET", "/drip", ""));
+    client.read_until(b"part");
+    gateway.stop.drain();
+    assert_eq!(gateway.hits(Limit::Drain, 1), 1);
+    assert!(client.is_closed());
 }

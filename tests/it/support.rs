@@ -136,7 +136,19 @@ impl Gateway {
 
     /// A TLS connection for HTTP/1.1.
     pub(crate) fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).unwrap();
+        self.connect_on(TcpStream::connect(self.address).unwrap())
+    }
+
+    /// A connection from an address of the loopback network, before TLS.
+    pub(crate) fn stream_from(&self, address: [u8; 4]) -> TcpStream {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket.connect(&self.address.into()).unwrap();
+        TcpStream::from(socket)
+    }
+
+    /// A TLS connection for HTTP/1.1 on `stream`.
+    pub(crate) fn connect_on(&self, stream: TcpStream) -> Client {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.set_nodelay(true).unwrap();
         let connection = ClientConnection::new(Arc::clone(&self.tls), "gw.test".try_into().unwrap()).unwrap();
