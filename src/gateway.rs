@@ -55,6 +55,8 @@ pub struct Arrival {
     pub client: Option<SocketAddr>,
     /// Why the bytes that came cannot be taken for a request; the request itself is a stand-in then.
     pub fault: Option<Fault>,
+    /// There are more connections than may be, and this one is only told so.
+    pub turned_away: bool,
     /// Keeps the connection from being idle.
     pub busy: Busy,
     /// Told what the client takes of the answer, where the connection does not show it.
@@ -94,6 +96,7 @@ impl Gateway {
 
         let outcome = match head::check(&parts, arrival.fault, &self.limits) {
             Ok(()) if cors::is_preflight(&parts.method, &parts.headers) => Ok(preflight(&mut exchange)),
+            Ok(()) if arrival.turned_away => Err(Rejection::overloaded()),
             Ok(()) => self.forward(&parts, &mut body, now, arrival.client, &mut exchange).await,
             Err(rejection) => Err(rejection),
         };

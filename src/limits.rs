@@ -11,8 +11,10 @@ pub use network::Network;
 /// What may grow, and how far; what may last, and how long. Each field is the key of the same name under `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Downstream connections at one time; one more is closed at once.
+    /// Downstream connections at one time. Beyond, those give way on which nothing was asked for longest.
     pub connections: usize,
+    /// Those of one client's address; `None`: as many as there may be.
+    pub connections_per_address: Option<usize>,
     /// Request line and headers together.
     pub head_bytes: usize,
     /// Header fields of a request.
@@ -65,6 +67,7 @@ impl Default for Limits {
         const MIB: u64 = 1024 * KIB;
         Self {
             connections: 20_000,
+            connections_per_address: None,
             head_bytes: 32 * 1024,
             headers: 100,
             handshake_timeout: Duration::from_secs(10),

@@ -3,16 +3,7 @@
 //! One thread accepts and hands connections out in turn; each worker is a thread with a runtime of its own, so that a
 //! request never changes threads.
 
-use std::{
-    io,
-    net::{SocketAddr, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle};
 
 use rustls::sign::CertifiedKey;
 use tokio::sync::mpsc;
@@ -31,15 +22,17 @@ use crate::{
 };
 
 mod connection;
+mod crowd;
+mod descriptors;
+mod door;
 mod stall;
 pub mod wire;
 
-/// How long accepting pauses after it failed, for instance for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+use crowd::Crowd;
+use door::{Accepted, Door};
+
 /// Connections that the system may hold before they are accepted.
 const BACKLOG: i32 = 4096;
-/// The least time between two reports that connections cannot be taken.
-const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What a server serves.
 #[derive(Debug)]
@@ -104,7 +97,7 @@ impl Server {
         let room = Arc::new(Room::new(settings.limits.buffered_bytes, settings.limits.buffered_bytes_per_address));
         let hits = Arc::new(Hits::default());
         let shared: Vec<_> = settings.upstreams.into_iter().map(upstream::Shared::new).collect();
-        let open = Arc::new(AtomicUsize::new(0));
+        let crowd = Crowd::new(&settings.limits, Arc::clone(&hits));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
 
         let mut threads = Vec::new();
@@ -117,7 +110,7 @@ impl Server {
                 receiver,
                 tls: TlsAcceptor::from(Arc::clone(&tls)),
                 stop: stop.clone(),
-                open: Arc::clone(&open),
+                crowd: Arc::clone(&crowd),
             };
             let (routes, names, room, hits, shared) =
                 (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), Arc::clone(&hits), shared.clone());
@@ -133,7 +126,7 @@ impl Server {
         }
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let door = Door { listener, workers, stop: stop.clone(), open, limits: settings.limits };
+        let door = Door { listener, workers, stop: stop.clone(), crowd, delay: settings.limits.drain_delay };
         let accept = move || runtime.block_on(door.run());
         threads.push(std::thread::Builder::new().name("accept".into()).spawn(accept)?);
         Ok(Self { address, hits, threads })
@@ -172,118 +165,12 @@ impl Stop {
     }
 }
 
-/// The accepting side.
-struct Door {
-    listener: std::net::TcpListener,
-    workers: Vec<mpsc::UnboundedSender<Accepted>>,
-    stop: Stop,
-    open: Arc<AtomicUsize>,
-    limits: Limits,
-}
-
-/// A connection and its place among those that may be open.
-struct Accepted {
-    stream: TcpStream,
-    peer: SocketAddr,
-    place: Place,
-}
-
-/// Counts as an open connection while it lives.
-#[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Door {
-    async fn run(self) {
-        let listener = match tokio::net::TcpListener::from_std(self.listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "the listener cannot be watched");
-                return;
-            }
-        };
-        let delay = self.limits.drain_delay;
-        let closing = async {
-            self.stop.drain.cancelled().await;
-            tokio::time::sleep(delay).await;
-        };
-        let mut closing = std::pin::pin!(closing);
-        let mut turns = self.workers.iter().cycle();
-        let mut told = Told::default();
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = &mut closing => break,
-                () = self.stop.cut.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
-                Ok((stream, peer)) => {
-                    if !hand_out(stream, peer, &self.open, self.limits.connections, turns.next()) {
-                        let limit = self.limits.connections;
-                        told.say(|| tracing::warn!(limit, "closed a connection: too many are open"));
-                    }
-                }
-                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
-                }
-                Err(error) => {
-                    told.say(|| tracing::warn!(%error, "accepting paused"));
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        // What the system has accepted already is ours to answer.
-        let Ok(listener) = listener.into_std() else { return };
-        for _ in 0..BACKLOG {
-            let Ok((stream, peer)) = listener.accept() else { return };
-            hand_out(stream, peer, &self.open, self.limits.connections, turns.next());
-        }
-    }
-}
-
-/// What is said at most every [`TELL_EVERY`], for strangers can cause it.
-#[derive(Default)]
-struct Told(Option<Instant>);
-
-impl Told {
-    fn say(&mut self, say: impl FnOnce()) {
-        if self.0.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            self.0 = Some(Instant::now());
-            say();
-        }
-    }
-}
-
-/// Gives a connection to a worker; false if there are too many, and it is closed.
-fn hand_out(
-    stream: TcpStream,
-    peer: SocketAddr,
-    open: &Arc<AtomicUsize>,
-    limit: usize,
-    worker: Option<&mpsc::UnboundedSender<Accepted>>,
-) -> bool {
-    let place = Place(Arc::clone(open));
-    if open.fetch_add(1, Ordering::Relaxed) >= limit {
-        return false;
-    }
-    if let Some(worker) = worker {
-        // A worker that is gone drops the connection.
-        let _ = worker.send(Accepted { stream, peer, place });
-    }
-    true
-}
-
 /// One thread's share of the connections.
 struct Worker {
     receiver: mpsc::UnboundedReceiver<Accepted>,
     tls: TlsAcceptor,
     stop: Stop,
-    open: Arc<AtomicUsize>,
+    crowd: Arc<Crowd>,
 }
 
 impl Worker {
@@ -292,11 +179,8 @@ impl Worker {
         let gateway = Arc::new(gateway);
         let connections = TaskTracker::new();
         while let Some(Accepted { stream, peer, place }) = self.receiver.recv().await {
-            let (gateway, tls, stop) = (Arc::clone(&gateway), self.tls.clone(), self.stop.drain.clone());
-            connections.spawn(async move {
-                let _place = place;
-                connection::serve(stream, peer, tls, gateway, stop).await;
-            });
+            let (gateway, tls, drain) = (Arc::clone(&gateway), self.tls.clone(), self.stop.drain.clone());
+            connections.spawn(connection::serve(stream, peer, place, tls, gateway, drain));
         }
         connections.close();
         tokio::select! {
@@ -304,7 +188,7 @@ impl Worker {
             () = self.stop.cut.cancelled() => {}
             () = tokio::time::sleep(drain) => {
                 hits.hit(Limit::Drain);
-                tracing::warn!(connections = self.open.load(Ordering::Relaxed), "cut what still ran at the end of the drain");
+                tracing::warn!(connections = self.crowd.len(), "cut what still ran at the end of the drain");
             }
         }
     }

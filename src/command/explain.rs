@@ -92,7 +92,8 @@ pub(super) fn run(options: &Options) -> u8 {
     let Some((gateway, _writer)) = gateway(routes, names, limits, now) else { return SOFTWARE };
     let activity = Activity::new(&Arc::default());
     let judged = replay::replay(&gateway.limits, &capture.bytes, |request, fault| {
-        gateway.judge(Arrival { client: None, fault, busy: Busy::new(&activity), pace: None }, request)
+        gateway
+            .judge(Arrival { client: None, fault, turned_away: false, busy: Busy::new(&activity), pace: None }, request)
     });
     let Some(judged) = judged else {
         say_error("error: this is no HTTP request, or not all of one\n");

@@ -103,6 +103,7 @@ pub const KEYS: &[Key] = &[
     key("log.access", Text, Value("\"stdout\"")),
     key("limits", Table, Nothing),
     key("limits.connections", Count, Value("20000")),
+    key("limits.connections_per_address", Count, Nothing),
     key("limits.head_bytes", Size, Value("\"32KiB\"")),
     key("limits.headers", Count, Value("100")),
     key("limits.handshake_timeout", Duration, Value("\"10s\"")),

@@ -33,6 +33,7 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
     };
     // Each is read before any is missed, so that all mistakes are told.
     let connections = count("connections", 1..=1_000_000, wide(standard.connections));
+    let per_address = section.item("connections_per_address").map(|item| item.count(1..=1_000_000));
     // hyper takes no less than 8 KiB.
     let head_bytes = size("head_bytes", 8 * KIB..=MIB, wide(standard.head_bytes));
     let headers = count("headers", 1..=10_000, wide(standard.headers));
@@ -51,11 +52,15 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
     let drain = wait("drain", WAIT, standard.drain);
     let drain_delay = wait("drain_delay", Duration::ZERO..=*WAIT.end(), standard.drain_delay);
     let exchange_timeout = wait("exchange_timeout", WAIT, standard.exchange_timeout);
-    let per_address = wide(standard.buffered_bytes_per_address);
-    let buffered_bytes_per_address = size("buffered_bytes_per_address", 64 * KIB..=TIB, per_address);
+    let share = wide(standard.buffered_bytes_per_address);
+    let buffered_bytes_per_address = size("buffered_bytes_per_address", 64 * KIB..=TIB, share);
     let buffered_bytes = size("buffered_bytes", 64 * KIB..=TIB, wide(standard.buffered_bytes));
     let limits = Limits {
         connections: narrow(connections?),
+        connections_per_address: match per_address {
+            None => None,
+            Some(count) => Some(narrow(count?)),
+        },
         head_bytes: narrow(head_bytes?),
         headers: narrow(headers?),
         handshake_timeout: handshake_timeout?,

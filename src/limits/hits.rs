@@ -23,6 +23,7 @@ macro_rules! limits {
 
 limits! {
     Connections "connections";
+    ConnectionsPerAddress "connections_per_address";
     HeadBytes "head_bytes";
     Headers "headers";
     HandshakeTimeout "handshake_timeout";

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use http::{HeaderValue, Request, Response, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -24,6 +24,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    crowd::{Guest, Place},
     stall::Stalling,
     wire::{Checked, Refusal},
 };
@@ -36,6 +37,10 @@ use crate::{
 
 /// How long a kept HTTP/1.1 connection may still bring a request after the drain began.
 const LAST_CHANCE: Duration = Duration::from_millis(500);
+/// How long a connection that gives way to others must have been idle, for what it was sent last may still be on its way.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+/// How long it may take to tell a client that there are too many.
+const TURNING_AWAY: Duration = Duration::from_secs(5);
 /// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// HTTP/2 streams that a client reset before they were taken, and streams reset for its mistakes: more end the connection.
@@ -73,46 +78,79 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams
     }
 }
 
-/// Serves the connection `stream` from `peer` to its end.
+/// Serves the connection `stream` from `peer` to its end: its own, that of the drain, or that of its `place`.
 pub(super) async fn serve(
     stream: std::net::TcpStream,
     peer: SocketAddr,
+    place: Place,
     acceptor: TlsAcceptor,
     gateway: Arc<Gateway>,
     drain: CancellationToken,
 ) {
     let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else { return };
     let _ = stream.set_nodelay(true);
-    let handshake = tokio::time::timeout(gateway.limits.handshake_timeout, acceptor.accept(stream)).await;
-    let stream = match handshake {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "no TLS handshake");
+    let Guest { activity, leave } = place.guest().clone();
+    let mut serving = std::pin::pin!(greet(stream, peer, place, acceptor, gateway));
+    tokio::select! {
+        biased;
+        () = serving.as_mut() => return,
+        () = leave.cancelled() => {}
+    }
+    // It gives way to others, unless something was asked in the meantime.
+    while !drain.is_cancelled()
+        && let Some(since) = activity.idle_since()
+    {
+        if tokio::time::timeout_at(since + LAST_BYTES, serving.as_mut()).await.is_ok() {
             return;
         }
-        Err(_) => {
-            gateway.hits.hit(Limit::HandshakeTimeout);
-            tracing::debug!(%peer, "TLS handshake timed out");
+        if activity.idle_since() == Some(since) {
             return;
         }
-    };
-    let served = Arc::new(Served {
-        peer,
-        requests: AtomicU64::new(0),
-        refusal: Arc::new(Refusal::default()),
-        activity: Activity::new(&gateway.hits),
-        closing: AtomicBool::new(false),
-        gateway,
+    }
+    serving.await;
+}
+
+/// Agrees with the client on how to speak, and serves it. Who is turned away is served for a moment.
+async fn greet(stream: TcpStream, peer: SocketAddr, place: Place, acceptor: TlsAcceptor, gateway: Arc<Gateway>) {
+    let mut served = std::pin::pin!(async {
+        let handshake = tokio::time::timeout(gateway.limits.handshake_timeout, acceptor.accept(stream)).await;
+        let stream = match handshake {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "no TLS handshake");
+                return;
+            }
+            Err(_) => {
+                gateway.hits.hit(Limit::HandshakeTimeout);
+                tracing::debug!(%peer, "TLS handshake timed out");
+                return;
+            }
+        };
+        let Guest { activity, leave } = place.guest().clone();
+        let served = Arc::new(Served {
+            peer,
+            requests: AtomicU64::new(0),
+            refusal: Arc::new(Refusal::default()),
+            activity,
+            closing: AtomicBool::new(false),
+            turned_away: place.is_turned_away().then(|| leave.clone()),
+            gateway: Arc::clone(&gateway),
+        });
+        if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
+            serve_http2(stream, &served, leave).await;
+        } else {
+            let overdue = served.activity.overdue(served.gateway.limits.exchange_timeout);
+            tokio::select! {
+                biased;
+                () = serve_http1(stream, &served, leave) => {}
+                () = overdue => served.activity.hit(Limit::ExchangeTimeout),
+            }
+        }
     });
-    if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
-        serve_http2(stream, &served, drain).await;
+    if place.is_turned_away() {
+        let _ = tokio::time::timeout(TURNING_AWAY, served.as_mut()).await;
     } else {
-        let overdue = served.activity.overdue(served.gateway.limits.exchange_timeout);
-        tokio::select! {
-            biased;
-            () = serve_http1(stream, &served, drain) => {}
-            () = overdue => served.activity.hit(Limit::ExchangeTimeout),
-        }
+        served.await;
     }
 }
 
@@ -123,6 +161,8 @@ struct Served {
     refusal: Arc<Refusal>,
     activity: Arc<Activity>,
     closing: AtomicBool,
+    /// There are too many: everything is refused, and by this the connection is ended.
+    turned_away: Option<CancellationToken>,
     gateway: Arc<Gateway>,
 }
 
@@ -132,9 +172,15 @@ impl Served {
         let http1 = request.version() != Version::HTTP_2;
         let fault = if http1 { self.refusal.of(turn) } else { None };
         let pace = PACE.try_with(Arc::clone).ok();
-        let arrival = Arrival { client: Some(self.peer), fault, busy: Busy::new(&self.activity), pace };
+        let turned_away = self.turned_away.is_some();
+        let arrival = Arrival { client: Some(self.peer), fault, turned_away, busy: Busy::new(&self.activity), pace };
         let answering = AssertUnwindSafe(self.gateway.answer(arrival, request)).catch_unwind();
         let mut response = answering.await.unwrap_or_else(|_| self.gateway.internal_error());
+        // A preflight is answered as ever, so that the browser asks what it may then read the answer to.
+        if let Some(leave) = self.turned_away.as_ref().filter(|_| response.status() != StatusCode::NO_CONTENT) {
+            self.closing.store(true, Ordering::Relaxed);
+            leave.cancel();
+        }
         if http1 && (self.closing.load(Ordering::Relaxed) || fault.is_some()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -37,13 +37,13 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// A folder with a configuration for `upstream`, on a port of its own.
-struct Folder {
+pub(crate) struct Folder {
     folder: tempfile::TempDir,
-    port: u16,
+    pub(crate) port: u16,
 }
 
 impl Folder {
-    fn new(upstream: &str, more: &str) -> Self {
+    pub(crate) fn new(upstream: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_files(folder.path(), SECRET);
         let port = free_port();
@@ -58,17 +58,28 @@ impl Folder {
         Self { folder, port }
     }
 
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.folder.path().join(name).to_string_lossy().into_owned()
     }
 
     /// The gateway, once it listens.
-    fn run(&self, stdout: Stdio) -> Running {
+    pub(crate) fn run(&self, stdout: Stdio) -> Running {
         let mut command = countersign();
         command.args(["run", "--config", &self.file("countersign.toml")]).stdout(stdout).stderr(Stdio::piped());
+        self.started(&mut command)
+    }
+
+    /// What `command` runs, once it listens.
+    pub(crate) fn started(&self, command: &mut Command) -> Running {
         let running = Running(command.spawn().unwrap());
         wait_for(self.port);
         running
+    }
+
+    /// Asks the gateway that runs with it, and expects `answer`.
+    pub(crate) fn ask(&self, answer: &str) {
+        let line = stdout(&signed(self, &["GET", &format!("https://127.0.0.1:{}/a", self.port)]));
+        assert_eq!(curl(&line, &format!("--cacert {}", self.file("cert.pem"))), answer);
     }
 }
 
@@ -95,7 +106,7 @@ impl Running {
 
 impl Running {
     /// Has it drain and end, and answers what it said on stderr.
-    fn drained(mut self) -> String {
+    pub(crate) fn drained(mut self) -> String {
         self.signal("TERM");
         assert_eq!(self.exit_code(), Some(0));
         let mut said = String::new();

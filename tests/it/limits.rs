@@ -1,8 +1,10 @@
 //! Bounds of time and size: each is counted where it is hit, answered as promised, and gives back what it took.
 
 use std::{
-    io::Write as _,
+    fs,
+    io::{Read as _, Write as _},
     net::TcpStream,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -10,6 +12,7 @@ use countersign::limits::Limit;
 use http_body_util::BodyExt as _;
 
 use crate::{
+    commands::{Folder, countersign},
     http2::{over_http2, request},
     support::{Answer, Client, Gateway, Upstream, find, signed_head},
 };
@@ -236,4 +239,196 @@ fn what_a_drain_cuts_is_counted() {
     gateway.stop.drain();
     assert_eq!(gateway.hits(Limit::Drain, 1), 1);
     assert!(client.is_closed());
+}
+
+/// Asks for what never ends, and goes on once it has begun.
+fn occupy(gateway: &Gateway, stream: TcpStream) -> Client {
+    let mut client = gateway.connect_on(stream);
+    client.send(signed_head("GET", "/drip", ""));
+    client.read_until(b"part");
+    client
+}
+
+/// An upstream that drips on `/drip` and answers everything else.
+fn dripping() -> Upstream {
+    Upstream::serving(|stream, request| {
+        if !request.starts_with(b"GET /drip") {
+            return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_ok();
+        }
+        let mut part = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        while part.is_ok() {
+            part = stream.write_all(b"4\r\npart\r\n");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        false
+    })
+}
+
+#[test]
+fn the_connection_that_is_idle_for_longest_gives_way_to_a_new_one() {
+    let upstream = dripping();
+    let gateway = limited(&upstream, "connections = 4");
+    let ask = |client: &mut Client| {
+        client.send(signed_head("GET", "/a", ""));
+        assert_eq!(client.answer().status, 200);
+    };
+    let _busy = occupy(&gateway, gateway.stream_from([127, 0, 0, 1]));
+    let [mut first, mut second, mut third] = [(); 3].map(|()| {
+        let mut client = gateway.connect();
+        ask(&mut client);
+        client
+    });
+    ask(&mut first);
+    let mut newcomer = gateway.connect();
+    ask(&mut newcomer);
+    assert!(second.is_closed());
+    ask(&mut first);
+    ask(&mut third);
+    ask(&mut newcomer);
+    assert_eq!(gateway.hits(Limit::Connections, 1), 1);
+    assert_eq!(upstream.requests().len(), 9);
+}
+
+#[test]
+fn beyond_the_connections_a_client_is_told_so_and_nothing_of_it_goes_on() {
+    let upstream = dripping();
+    let gateway = limited(&upstream, "connections = 2");
+    let busy = [(); 2].map(|()| occupy(&gateway, gateway.stream_from([127, 0, 0, 1])));
+    let mut client = gateway.connect();
+    client.send("OPTIONS /a HTTP/1.1\r\nHost: gw.test\r\nOrigin: null\r\nAccess-Control-Request-Method: GET\r\n\r\n");
+    assert_eq!(client.answer().status, 204, "or the browser would not let the page read what follows");
+    client.send(signed_head("GET", "/a", ""));
+    let answer = client.answer();
+    assert_overloaded(&answer);
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert!(client.is_closed());
+    over_http2(&gateway, async |mut sender| {
+        let answer = sender.send_request(request("GET", "/a", "")).await.unwrap();
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.headers()["access-control-allow-origin"], "*");
+        let _ = answer.into_body().collect().await;
+        // It is told to go away.
+        while sender.ready().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(upstream.requests().len(), 2);
+    let refused = gateway.records(3);
+    assert!(refused.iter().filter(|record| record["countersign.reason"] == "overloaded").count() >= 2);
+    drop(busy);
+    until("served", || gateway.ask(signed_head("GET", "/a", "")), |answer| answer.status == 200);
+}
+
+#[test]
+fn beyond_those_who_are_told_connections_are_closed_at_once_and_a_silent_one_soon() {
+    let upstream = dripping();
+    let gateway = limited(&upstream, "connections = 1\nhandshake_timeout = \"1h\"");
+    let _busy = occupy(&gateway, gateway.stream_from([127, 0, 0, 1]));
+    let connect = || {
+        let stream = TcpStream::connect(gateway.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        stream
+    };
+    let silent: Vec<_> = (0..8).map(|_| connect()).collect();
+    let began = Instant::now();
+    assert!(matches!(connect().read(&mut [0]), Ok(0) | Err(_)));
+    let refused_after = began.elapsed();
+    for mut stream in silent {
+        assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
+    }
+    let cut_after = began.elapsed();
+    assert!(cut_after < Duration::from_secs(12), "{cut_after:?}");
+    assert!(refused_after < cut_after / 2, "{refused_after:?} and {cut_after:?}");
+}
+
+#[test]
+fn an_address_has_its_share_of_connections_and_others_have_theirs() {
+    let upstream = dripping();
+    let gateway = limited(&upstream, "connections_per_address = 2");
+    let (greedy, other) = ([127, 0, 0, 2], [127, 0, 0, 3]);
+    let ask_from = |address: [u8; 4]| {
+        let mut client = gateway.connect_on(gateway.stream_from(address));
+        client.send(signed_head("GET", "/a", ""));
+        client.answer()
+    };
+    let held = [(); 2].map(|()| {
+        let mut client = gateway.connect_on(gateway.stream_from(greedy));
+        client.send(signed_head("GET", "/a", ""));
+        assert_eq!(client.answer().status, 200);
+        client
+    });
+    assert_overloaded(&ask_from(greedy));
+    assert_eq!(ask_from(other).status, 200);
+    assert_eq!(gateway.hits(Limit::ConnectionsPerAddress, 1), 1);
+    assert_eq!(gateway.hits(Limit::Connections, 0), 0);
+    assert_eq!(upstream.requests().len(), 3);
+    drop(held);
+    until("served", || ask_from(greedy), |answer| answer.status == 200);
+}
+
+/// The `soft` and hard bound of a process's file descriptors.
+fn descriptors(process: u32) -> Vec<String> {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    line.split_whitespace().skip(3).take(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn descriptors_are_raised_and_connections_lowered_to_what_they_carry() {
+    let folder = Folder::new("http://127.0.0.1:9", "[limits]\nconnections = 500\n");
+    let program = countersign();
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=64:512"]).arg(program.get_program()).args([
+        "run",
+        "--config",
+        &folder.file("countersign.toml"),
+    ]);
+    let running = folder.started(command.stdout(Stdio::null()).stderr(Stdio::piped()));
+    assert_eq!(descriptors(running.0.id()), ["512", "512"]);
+    let said = running.drained();
+    assert!(said.contains("`connections` is lowered") && said.contains("wanted=500"), "{said}");
+    let folder = Folder::new("http://127.0.0.1:9", "[limits]\nconnections = 10\n");
+    let said = folder.run(Stdio::null()).drained();
+    assert!(!said.contains("lowered"), "{said}");
+}
+
+/// The time that a process has computed, in hundredths of a second.
+fn computed(process: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Bounds the descriptors of a process that runs.
+fn bound_descriptors(process: u32, count: u64) {
+    let bounded = Command::new("prlimit").args([format!("--pid={process}"), format!("--nofile={count}:")]).status();
+    assert!(bounded.unwrap().success());
+}
+
+#[test]
+fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
+    let upstream = dripping();
+    let folder = Folder::new(&upstream.origin(), "");
+    let running = folder.run(Stdio::null());
+    // It has opened all it needs.
+    folder.ask("ok");
+    let process = running.0.id();
+    let open = fs::read_dir(format!("/proc/{process}/fd")).unwrap().count() as u64;
+    bound_descriptors(process, open);
+    let connect = || {
+        let stream = TcpStream::connect(("127.0.0.1", folder.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        stream
+    };
+    let waiting: Vec<_> = (0..20).map(|_| connect()).collect();
+    let before = computed(process);
+    let began = Instant::now();
+    std::thread::sleep(Duration::from_secs(2));
+    let (used, waited) = (computed(process) - before, began.elapsed());
+    assert!(u128::from(used) * 10 < waited.as_millis() / 4, "it computed for {used}0 ms of {waited:?}");
+    drop(waiting);
+    bound_descriptors(process, open + 50);
+    folder.ask("ok");
+    let said = running.drained();
+    assert_eq!(said.matches("accepting paused").count(), 1, "{said}");
 }
