@@ -169,8 +169,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let mut body = Frames { frames: frames.to_vec(), is_ended };
         let reading = read_whole(&mut body, declared, end, 8, Duration::from_secs(5), room.take(None));
-        let whole = runtime.block_on(reading).map(|(whole, _)| whole);
-        whole
+        runtime.block_on(reading).map(|(whole, _)| whole)
     }
 
     #[test]

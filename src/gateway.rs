@@ -15,7 +15,8 @@ use crate::{
     auth::{self, BodyKind, Carried, Presented, Principal},
     body::{self, Pace, Room, Upload},
     clock::{Clock, unix_seconds},
-    cors, headers,
+    cors,
+    headers::{self, Client, Proxies},
     limits::{Hits, Limits, Network},
     path::CanonicalPath,
     policy::{self, Permit},
@@ -43,6 +44,8 @@ pub struct Gateway {
     pub limits: Limits,
     /// Lower-case host names; empty: any.
     pub names: Arc<[String]>,
+    /// Whose word on the client's address is taken.
+    pub trusted_proxies: Arc<Proxies>,
     pub room: Arc<Room>,
     pub hits: Arc<Hits>,
     pub log: Log,
@@ -52,6 +55,7 @@ pub struct Gateway {
 /// What a connection tells of a request that it brings.
 #[derive(Debug)]
 pub struct Arrival {
+    /// Who is at the other end of it.
     pub client: Option<SocketAddr>,
     /// Why the bytes that came cannot be taken for a request; the request itself is a stand-in then.
     pub fault: Option<Fault>,
@@ -90,14 +94,15 @@ impl Gateway {
         let (parts, body) = request.into_parts();
         let mut body = Some(body);
         let now = self.clock.now();
-        let record = access(&arrival, &parts, now);
+        let client = arrival.client.map(|peer| self.trusted_proxies.client(peer, &parts.headers));
+        let record = access(&arrival, client, &parts, now);
         let activity = arrival.busy.activity();
         let mut exchange = Exchange::open(&self.log, record, arrival.busy, arrival.pace);
 
         let outcome = match head::check(&parts, arrival.fault, &self.limits) {
             Ok(()) if cors::is_preflight(&parts.method, &parts.headers) => Ok(preflight(&mut exchange)),
             Ok(()) if arrival.turned_away => Err(Rejection::overloaded()),
-            Ok(()) => self.forward(&parts, &mut body, now, arrival.client, &mut exchange).await,
+            Ok(()) => self.forward(&parts, &mut body, now, client, &mut exchange).await,
             Err(rejection) => Err(rejection),
         };
         let unread = body.filter(|body| !body.is_end_stream());
@@ -137,7 +142,7 @@ impl Gateway {
         let (parts, body) = request.into_parts();
         let mut body = Some(body);
         let now = self.clock.now();
-        let record = access(&arrival, &parts, now);
+        let record = access(&arrival, None, &parts, now);
         let mut exchange = Exchange::open(&self.log, record, arrival.busy, None);
         head::check(&parts, arrival.fault, &self.limits)?;
         if cors::is_preflight(&parts.method, &parts.headers) {
@@ -154,10 +159,10 @@ impl Gateway {
         parts: &Parts,
         body: &mut Option<Incoming>,
         now: SystemTime,
-        client: Option<SocketAddr>,
+        client: Option<Client>,
         exchange: &mut Exchange,
     ) -> Result<Response<Content>, Rejection> {
-        let address = client.map(|client| client.ip());
+        let address = client.map(|client| client.address);
         let admitted = self.admit(parts, body, now, address, exchange).await?;
         let permit = admitted.permit()?;
         let answered = self.ask(&permit, parts, &admitted, client, body, exchange).await?;
@@ -231,7 +236,7 @@ impl Gateway {
         permit: &Permit<'_>,
         parts: &Parts,
         admitted: &Admitted<'_>,
-        client: Option<SocketAddr>,
+        client: Option<Client>,
         body: &mut Option<Incoming>,
         exchange: &mut Exchange,
     ) -> Result<Answered, Rejection> {
@@ -244,8 +249,7 @@ impl Gateway {
             request_id: exchange.request_id(),
             traceparent: exchange::traceparent(),
             client: client.map_or(HeaderValue::from_static("unknown"), |client| {
-                HeaderValue::try_from(client.ip().to_canonical().to_string())
-                    .unwrap_or(HeaderValue::from_static("unknown"))
+                HeaderValue::try_from(client.address.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
             }),
             host: head::host(parts).and_then(|host| HeaderValue::try_from(host).ok()),
         };
@@ -354,7 +358,7 @@ fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits, activity: Arc<Ac
     http1 && waits
 }
 
-fn access(arrival: &Arrival, parts: &Parts, arrived: SystemTime) -> Access {
+fn access(arrival: &Arrival, client: Option<Client>, parts: &Parts, arrived: SystemTime) -> Access {
     let text = |name| {
         parts.headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
@@ -366,7 +370,7 @@ fn access(arrival: &Arrival, parts: &Parts, arrived: SystemTime) -> Access {
         method: if faulty { String::new() } else { parts.method.as_str().to_owned() },
         path: if faulty { String::new() } else { parts.uri.path().to_owned() },
         protocol: if parts.version == Version::HTTP_2 { "2" } else { "1.1" },
-        client: arrival.client,
+        client,
         user_agent: text(header::USER_AGENT),
         status: 0,
         route: None,

@@ -14,6 +14,7 @@ use crate::{
     body::Room,
     clock::Clock,
     gateway::Gateway,
+    headers::Proxies,
     limits::{Hits, Limit, Limits},
     record::Log,
     route::RouteTable,
@@ -25,6 +26,7 @@ mod connection;
 mod crowd;
 mod descriptors;
 mod door;
+mod proxy;
 mod stall;
 pub mod wire;
 
@@ -40,6 +42,10 @@ pub struct Settings {
     pub certificate: Arc<CertifiedKey>,
     /// Lower-case host names; empty: any.
     pub names: Vec<String>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Proxies,
+    /// Who begins each connection with a header of the PROXY protocol.
+    pub proxy_protocol: Proxies,
     pub routes: RouteTable,
     pub upstreams: Vec<upstream::Settings>,
     pub limits: Limits,
@@ -94,6 +100,7 @@ impl Server {
         let tls = Arc::new(tls::server(Arc::clone(&settings.certificate)).map_err(io::Error::other)?);
         let routes = Arc::new(settings.routes);
         let names: Arc<[String]> = settings.names.into();
+        let trusted_proxies = Arc::new(settings.trusted_proxies);
         let room = Arc::new(Room::new(settings.limits.buffered_bytes, settings.limits.buffered_bytes_per_address));
         let hits = Arc::new(Hits::default());
         let shared: Vec<_> = settings.upstreams.into_iter().map(upstream::Shared::new).collect();
@@ -114,11 +121,14 @@ impl Server {
             };
             let (routes, names, room, hits, shared) =
                 (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), Arc::clone(&hits), shared.clone());
+            let trusted_proxies = Arc::clone(&trusted_proxies);
             let (log, clock, limits) = (log.clone(), clock.clone(), settings.limits.clone());
             let serve = move || {
                 runtime.block_on(async {
                     let upstreams = shared.iter().map(Upstream::new).collect();
-                    worker.run(Gateway { routes, upstreams, limits, names, room, hits, log, clock }).await;
+                    worker
+                        .run(Gateway { routes, upstreams, limits, names, trusted_proxies, room, hits, log, clock })
+                        .await;
                 });
                 runtime.shutdown_background();
             };
@@ -126,7 +136,14 @@ impl Server {
         }
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let door = Door { listener, workers, stop: stop.clone(), crowd, delay: settings.limits.drain_delay };
+        let door = Door {
+            listener,
+            workers,
+            stop: stop.clone(),
+            crowd,
+            proxies: settings.proxy_protocol,
+            delay: settings.limits.drain_delay,
+        };
         let accept = move || runtime.block_on(door.run());
         threads.push(std::thread::Builder::new().name("accept".into()).spawn(accept)?);
         Ok(Self { address, hits, threads })
@@ -178,9 +195,9 @@ impl Worker {
         let (drain, hits) = (gateway.limits.drain, Arc::clone(&gateway.hits));
         let gateway = Arc::new(gateway);
         let connections = TaskTracker::new();
-        while let Some(Accepted { stream, peer, place }) = self.receiver.recv().await {
+        while let Some(accepted) = self.receiver.recv().await {
             let (gateway, tls, drain) = (Arc::clone(&gateway), self.tls.clone(), self.stop.drain.clone());
-            connections.spawn(connection::serve(stream, peer, place, tls, gateway, drain));
+            connections.spawn(connection::serve(accepted, tls, gateway, drain));
         }
         connections.close();
         tokio::select! {

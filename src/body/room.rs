@@ -84,8 +84,8 @@ impl Drop for Taken<'_> {
 mod tests {
     use super::*;
 
-    fn client(last: u8) -> Option<Network> {
-        Some(Network::from(std::net::IpAddr::from([192, 0, 2, last])))
+    fn client(last: u8) -> Network {
+        std::net::IpAddr::from([192, 0, 2, last]).into()
     }
 
     #[test]
@@ -94,23 +94,23 @@ mod tests {
         let mut first = room.take(None);
         assert_eq!(first.grow(3), Ok(()));
         assert_eq!(room.take(None).grow(2), Err(Error::NoRoom));
-        assert_eq!(room.take(client(1)).grow(2), Err(Error::NoRoom));
+        assert_eq!(room.take(Some(client(1))).grow(2), Err(Error::NoRoom));
         drop(first);
-        assert_eq!(room.take(client(1)).grow(4), Ok(()));
+        assert_eq!(room.take(Some(client(1))).grow(4), Ok(()));
     }
 
     #[test]
     fn a_client_has_a_share_and_everything_is_given_back() {
         let room = Room::new(10, 4);
-        let mut bodies = [room.take(client(1)), room.take(client(1)), room.take(client(2))];
+        let mut bodies = [room.take(Some(client(1))), room.take(Some(client(1))), room.take(Some(client(2)))];
         assert_eq!(bodies.each_mut().map(|body| body.grow(2)), [Ok(()), Ok(()), Ok(())]);
         assert_eq!(bodies[0].grow(1), Err(Error::NoShare));
         assert_eq!(bodies[2].grow(2), Ok(()));
-        assert_eq!(room.take(client(3)).grow(3), Err(Error::NoRoom), "what is refused is not counted");
-        assert_eq!(room.take(client(3)).grow(2), Ok(()));
+        assert_eq!(room.take(Some(client(3))).grow(3), Err(Error::NoRoom), "what is refused is not counted");
+        assert_eq!(room.take(Some(client(3))).grow(2), Ok(()));
         let [first, second, third] = bodies;
         drop(first);
-        assert_eq!(room.take(client(1)).grow(2), Ok(()));
+        assert_eq!(room.take(Some(client(1))).grow(2), Ok(()));
         drop((second, third));
         assert_eq!(room.free.load(Ordering::Relaxed), 10);
         assert!(room.clients().is_empty());

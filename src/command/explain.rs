@@ -161,7 +161,20 @@ fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> 
     let room = Arc::new(Room::new(limits.buffered_bytes, limits.buffered_bytes));
     let clock = Clock::Set(Arc::new(AtomicI64::new(now)));
     let (routes, names) = (Arc::new(routes), names.into());
-    Some((Gateway { routes, upstreams: Vec::new(), limits, names, room, hits: Arc::default(), log, clock }, writer))
+    Some((
+        Gateway {
+            routes,
+            upstreams: Vec::new(),
+            limits,
+            names,
+            trusted_proxies: Arc::default(),
+            room,
+            hits: Arc::default(),
+            log,
+            clock,
+        },
+        writer,
+    ))
 }
 
 /// What the signature of the capture was made over, as far as can be found out.

@@ -50,6 +50,8 @@ pub const KEYS: &[Key] = &[
     key("listener.address", Text, Required),
     key("listener.certificate", Text, Required),
     key("listener.private_key", Text, Required),
+    key("listener.trusted_proxies", Texts, Value("[]")),
+    key("listener.proxy_protocol", Texts, Value("[]")),
     key("listener.names", Texts, Value("[]")),
     key("apps", Names, Required),
     key("apps.NAME", Table, Nothing),
@@ -138,7 +140,6 @@ pub(super) const LATER: &[&str] = &[
     "replay",
     "client_ca",
     "certificates",
-    "trusted_proxies",
 ];
 
 /// The names that may stand in the table `path`, empty for the document itself.

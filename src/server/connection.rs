@@ -24,7 +24,9 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    crowd::{Guest, Place},
+    crowd::Guest,
+    door::Accepted,
+    proxy,
     stall::Stalling,
     wire::{Checked, Refusal},
 };
@@ -78,19 +80,10 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams
     }
 }
 
-/// Serves the connection `stream` from `peer` to its end: its own, that of the drain, or that of its `place`.
-pub(super) async fn serve(
-    stream: std::net::TcpStream,
-    peer: SocketAddr,
-    place: Place,
-    acceptor: TlsAcceptor,
-    gateway: Arc<Gateway>,
-    drain: CancellationToken,
-) {
-    let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else { return };
-    let _ = stream.set_nodelay(true);
-    let Guest { activity, leave } = place.guest().clone();
-    let mut serving = std::pin::pin!(greet(stream, peer, place, acceptor, gateway));
+/// Serves a connection to its end: its own, that of the drain, or that of its place.
+pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>, drain: CancellationToken) {
+    let Guest { activity, leave } = accepted.place.guest().clone();
+    let mut serving = std::pin::pin!(greet(accepted, acceptor, gateway));
     tokio::select! {
         biased;
         () = serving.as_mut() => return,
@@ -111,9 +104,30 @@ pub(super) async fn serve(
 }
 
 /// Agrees with the client on how to speak, and serves it. Who is turned away is served for a moment.
-async fn greet(stream: TcpStream, peer: SocketAddr, place: Place, acceptor: TlsAcceptor, gateway: Arc<Gateway>) {
+async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>) {
+    let Accepted { stream, mut peer, mut place, is_proxied } = accepted;
+    let Ok(mut stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else { return };
+    let _ = stream.set_nodelay(true);
+    let deadline = Instant::now() + gateway.limits.handshake_timeout;
+    if is_proxied {
+        peer = match tokio::time::timeout_at(deadline, proxy::read(&mut stream, peer)).await {
+            Ok(Ok(peer)) => peer,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "no header of the PROXY protocol");
+                return;
+            }
+            Err(_) => {
+                gateway.hits.hit(Limit::HandshakeTimeout);
+                tracing::debug!(%peer, "header of the PROXY protocol timed out");
+                return;
+            }
+        };
+        let Some(same) = place.of(peer.ip()) else { return };
+        place = same;
+    }
+    let is_turned_away = place.is_turned_away();
     let mut served = std::pin::pin!(async {
-        let handshake = tokio::time::timeout(gateway.limits.handshake_timeout, acceptor.accept(stream)).await;
+        let handshake = tokio::time::timeout_at(deadline, acceptor.accept(stream)).await;
         let stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -133,7 +147,7 @@ async fn greet(stream: TcpStream, peer: SocketAddr, place: Place, acceptor: TlsA
             refusal: Arc::new(Refusal::default()),
             activity,
             closing: AtomicBool::new(false),
-            turned_away: place.is_turned_away().then(|| leave.clone()),
+            turned_away: is_turned_away.then(|| leave.clone()),
             gateway: Arc::clone(&gateway),
         });
         if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
@@ -147,7 +161,7 @@ async fn greet(stream: TcpStream, peer: SocketAddr, place: Place, acceptor: TlsA
             }
         }
     });
-    if place.is_turned_away() {
+    if is_turned_away {
         let _ = tokio::time::timeout(TURNING_AWAY, served.as_mut()).await;
     } else {
         served.await;

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use super::{
     BACKLOG, Stop,
     crowd::{Crowd, Place},
 };
+use crate::headers::Proxies;
 
 /// How long accepting pauses after it failed, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -25,6 +26,8 @@ pub(super) struct Door {
     pub(super) workers: Vec<mpsc::UnboundedSender<Accepted>>,
     pub(super) stop: Stop,
     pub(super) crowd: Arc<Crowd>,
+    /// Who begins each connection with a header of the PROXY protocol.
+    pub(super) proxies: Proxies,
     /// How long accepting goes on once the server drains.
     pub(super) delay: Duration,
 }
@@ -34,6 +37,8 @@ pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) place: Place,
+    /// It must begin with a header that says whom it is from.
+    pub(super) is_proxied: bool,
 }
 
 /// What is said at most every [`TELL_EVERY`], for strangers can cause it.
@@ -99,15 +104,15 @@ impl Door {
         worker: Option<&mpsc::UnboundedSender<Accepted>>,
         told: &mut Told,
     ) {
-        let address: Option<IpAddr> = Some(peer.ip());
-        let place = self.crowd.enter(address, &self.stop.drain);
+        let is_proxied = self.proxies.contains(peer.ip());
+        let place = self.crowd.enter((!is_proxied).then(|| peer.ip()), &self.stop.drain);
         if place.as_ref().is_none_or(Place::is_turned_away) {
             let open = self.crowd.len();
             told.say(|| tracing::warn!(open, "turned a connection away: too many are open, of all or of one address"));
         }
         if let (Some(worker), Some(place)) = (worker, place) {
             // A worker that is gone drops the connection.
-            let _ = worker.send(Accepted { stream, peer, place });
+            let _ = worker.send(Accepted { stream, peer, place, is_proxied });
         }
     }
 }

@@ -155,6 +155,15 @@ impl Gateway {
         Client { stream: StreamOwned::new(connection, stream), rest: Vec::new() }
     }
 
+    /// The same, with `bytes` in front of it and in one packet with its beginning.
+    pub(crate) fn connect_behind(&self, bytes: &[u8], stream: TcpStream) -> Client {
+        let mut client = self.connect_on(stream);
+        let mut first = bytes.to_vec();
+        client.stream.conn.write_tls(&mut first).unwrap();
+        client.stream.sock.write_all(&first).unwrap();
+        client
+    }
+
     /// Sends `bytes` on a connection of their own and reads one answer.
     pub(crate) fn ask(&self, bytes: impl AsRef<[u8]>) -> Answer {
         let mut client = self.connect();
