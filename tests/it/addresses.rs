@@ -241,7 +241,7 @@ fn a_listed_proxy_without_a_good_header_is_closed_unanswered() {
         [&b"PROXY UNKNOWN "[..], &[b'x'; 200]].concat(),
         binary(0x22, 0x11, &V4),
         binary(0x21, 0x11, &V4[..4]),
-        binary(0x21, 0x11, &[0; 60_000]),
+        binary(0x21, 0x11, &vec![0; 60_000]),
     ];
     for bytes in bad {
         let answer = rest(proxied(&gateway, &[&bytes]));

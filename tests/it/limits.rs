@@ -30,6 +30,9 @@ fn upload(kind: &str, length: usize) -> String {
     signed_head("POST", "/a", &format!("Content-Type: {kind}\r\nContent-Length: {length}\r\n"))
 }
 
+/// What a client does to hit a limit.
+type Act<'a> = &'a dyn Fn(&mut Client);
+
 const JSON: &str = "application/json";
 const BINARY: &str = "application/octet-stream";
 
@@ -46,7 +49,6 @@ fn every_limit_that_is_hit_is_counted_once_under_its_key() {
          stream_bytes = \"128KiB\"\nstream_window = \"300ms\"\ndiscard_bytes = \"1MiB\"\ndiscard_timeout = \"300ms\"\n\
          write_timeout = \"300ms\"\nbuffered_bytes = \"64KiB\"\ndrain = \"10ms\"",
     );
-    type Act<'a> = &'a dyn Fn(&mut Client);
     let send = |bytes: String| move |client: &mut Client| client.send(&bytes);
     let half_head = send("GET / HTTP/1.1\r\nHost".into());
     let long_head = send(signed_head("GET", "/a", &format!("X: {}\r\n", "y".repeat(33 * 1024))));
@@ -431,4 +433,55 @@ fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
     folder.ask("ok");
     let said = running.drained();
     assert_eq!(said.matches("accepting paused").count(), 1, "{said}");
+}
+
+/// The median time of an answer, of `count` on a connection each.
+fn median(gateway: &Gateway, count: usize) -> Duration {
+    let mut times: Vec<_> = (0..count)
+        .map(|_| {
+            let began = Instant::now();
+            assert_eq!(gateway.ask(signed_head("GET", "/a", "")).status, 200);
+            began.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[count / 2]
+}
+
+#[test]
+fn a_crowd_of_idle_and_slow_clients_slows_nobody_else() {
+    let upstream = Upstream::serving(|stream, request| {
+        let length = if request.starts_with(b"GET /large") { 4 * 1024 * 1024 } else { 2 };
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b'x'; length])).is_ok()
+    });
+    let gateway = limited(&upstream, "head_timeout = \"5m\"\nbody_timeout = \"5m\"\nwrite_timeout = \"5m\"");
+    let alone = median(&gateway, 40);
+    let from = |number: usize| gateway.stream_from([127, 0, 0, 2 + u8::try_from(number % 8).unwrap()]);
+    let mut idle: Vec<_> = (0..300)
+        .map(|number| {
+            let mut client = gateway.connect_on(from(number));
+            client.send(signed_head("GET", "/a", ""));
+            assert_eq!(client.answer().status, 200);
+            client
+        })
+        .collect();
+    let slow: Vec<_> = (0..50)
+        .map(|number| {
+            let mut client = gateway.connect_on(from(number));
+            client.send(match number % 3 {
+                0 => "GET / HTTP/1.1\r\nHos".to_owned(),
+                1 => upload(JSON, 100_000) + &"x".repeat(50_000),
+                _ => signed_head("GET", "/large", ""),
+            });
+            client
+        })
+        .collect();
+    let crowded = median(&gateway, 40);
+    assert!(crowded < alone * 5 + Duration::from_millis(50), "{crowded:?} instead of {alone:?}");
+    for client in &mut idle {
+        client.send(signed_head("GET", "/a", ""));
+        assert_eq!(client.answer().status, 200);
+    }
+    assert!(gateway.hits(Limit::Connections, 0) == 0 && slow.len() == 50);
 }
