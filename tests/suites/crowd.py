@@ -47,6 +47,8 @@ class Service(http.server.BaseHTTPRequestHandler):
     """The service behind the gateway."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
 
     def do_GET(self):
         body = b"x" * LARGE if self.path == "/large" else b"ok"
@@ -54,6 +56,7 @@ class Service(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        self.wfile.flush()
 
     def log_message(self, *_):
         pass
