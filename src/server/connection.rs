@@ -127,8 +127,9 @@ async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>)
     }
     let is_turned_away = place.is_turned_away();
     let mut served = std::pin::pin!(async {
-        let handshake = tokio::time::timeout_at(deadline, acceptor.accept(stream)).await;
-        let stream = match handshake {
+        // On the heap by itself, as is what follows: this task is as large as the largest of its parts together.
+        let handshake = Box::pin(async { acceptor.accept(stream).await.map(Box::new) });
+        let stream = match tokio::time::timeout_at(deadline, handshake).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "no TLS handshake");
@@ -151,12 +152,12 @@ async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>)
             gateway: Arc::clone(&gateway),
         });
         if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
-            serve_http2(stream, &served, leave).await;
+            Box::pin(serve_http2(stream, &served, leave)).await;
         } else {
             let overdue = served.activity.overdue(served.gateway.limits.exchange_timeout);
             tokio::select! {
                 biased;
-                () = serve_http1(stream, &served, leave) => {}
+                () = Box::pin(serve_http1(stream, &served, leave)) => {}
                 () = overdue => served.activity.hit(Limit::ExchangeTimeout),
             }
         }
@@ -202,7 +203,7 @@ impl Served {
     }
 }
 
-async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: CancellationToken) {
+async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
     let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
     let io = TokioIo::new(Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity)));
@@ -241,7 +242,7 @@ async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
     }
 }
 
-async fn serve_http2(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: CancellationToken) {
+async fn serve_http2(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
     let io = TokioIo::new(Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits)));
     let service = service_fn(|request| Arc::clone(served).answer(request));
