@@ -287,8 +287,9 @@ async fn serve_http2(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
                 let asked = served.requests.load(Ordering::Relaxed) > 0;
                 match served.activity.idle_until(limits.idle_timeout).filter(|_| asked) {
                     Some(later) => idle.as_mut().reset(later),
-                    // It was told to leave and does not, or never spoke the protocol at all.
-                    None if leaving || !asked => return,
+                    // It never spoke the protocol at all, or was told to leave and does not.
+                    None if !asked => return served.activity.hit(Limit::HeadTimeout),
+                    None if leaving => return,
                     None => {
                         leaving = true;
                         connection.as_mut().graceful_shutdown();

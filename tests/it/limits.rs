@@ -86,6 +86,13 @@ fn every_limit_that_is_hit_is_counted_once_under_its_key() {
     let silent = TcpStream::connect(gateway.address).unwrap();
     assert_eq!(gateway.hits(Limit::HandshakeTimeout, 1), 1);
     drop(silent);
+    // Over HTTP/2, a client that agreed on it and asks nothing.
+    over_http2(&gateway, async |mut sender| {
+        while sender.ready().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(gateway.hits(Limit::HeadTimeout, 2), 2);
     let before = gateway.hits(Limit::DiscardTimeout, 0);
     let mut client = gateway.connect();
     trickle(&mut client);
@@ -314,10 +321,12 @@ fn beyond_the_connections_a_client_is_told_so_and_nothing_of_it_goes_on() {
         assert_eq!(answer.status(), 503);
         assert_eq!(answer.headers()["access-control-allow-origin"], "*");
         let _ = answer.into_body().collect().await;
-        // It is told to go away.
+        // It is told to go away, and not cut in the end.
+        let began = Instant::now();
         while sender.ready().await.is_ok() {
             tokio::task::yield_now().await;
         }
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     });
     assert_eq!(upstream.requests().len(), 2);
     let refused = gateway.records(3);
