@@ -29,6 +29,7 @@ fn table(count: usize) -> RouteTable {
             upstream_path: None,
             body_limit_bytes: None,
             response_timeout: None,
+            websocket: false,
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
         })

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body as _;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use crate::{
     auth::{self, BodyKind, Carried, Presented, Principal},
@@ -28,9 +28,13 @@ use crate::{
 
 mod exchange;
 mod head;
+mod tunnel;
 
 pub use exchange::{Activity, Busy, Exchange};
 pub use head::Fault;
+pub use tunnel::Tunnel;
+
+use tunnel::Asks;
 
 /// The body of every answer.
 pub type Answer = body::Answer<Exchange>;
@@ -80,6 +84,7 @@ struct Admitted<'r> {
     path: CanonicalPath<'r>,
     limited: Limited<'r>,
     principal: Principal,
+    asks: Asks,
 }
 
 impl Admitted<'_> {
@@ -91,7 +96,8 @@ impl Admitted<'_> {
 impl Gateway {
     /// Answers `request`: with a preflight's answer, with the upstream's for whoever is permitted, or with a refusal.
     pub async fn answer(&self, arrival: Arrival, request: Request<Incoming>) -> Response<Answer> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let upgrading = parts.extensions.remove::<OnUpgrade>();
         let mut body = Some(body);
         let now = self.clock.now();
         let client = arrival.client.map(|peer| self.trusted_proxies.client(peer, &parts.headers));
@@ -106,8 +112,11 @@ impl Gateway {
             Err(rejection) => Err(rejection),
         };
         let unread = body.filter(|body| !body.is_end_stream());
-        let closes = unread.is_some_and(|body| leave_unread(&parts, body, &self.limits, activity));
+        let closes = unread.is_some_and(|body| leave_unread(&parts, body, &self.limits, Arc::clone(&activity)));
         let mut response = match outcome {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                exchange.switch(response, upgrading, &activity, &self.limits)
+            }
             Ok(response) => exchange.answer(response),
             Err(rejection) => {
                 if let Some(limit) = rejection.limit {
@@ -190,13 +199,17 @@ impl Gateway {
         if !route.methods.contains(&parts.method) {
             return Err(Rejection::method_not_allowed(&route.methods));
         }
+        let asks = Asks::of(parts);
+        if !(asks == Asks::Nothing || asks == Asks::WebSocket && route.websocket) {
+            return Err(Rejection::upgrade_not_allowed(route.websocket));
+        }
         route.scheme.check_form(&parts.headers)?;
 
         let limited = self.read_body(parts, body, route, address, exchange).await?;
         let presented = Presented { headers: &parts.headers, query: parts.uri.query(), body: limited.carried() };
         let principal = route.scheme.verify(&presented, unix_seconds(now))?;
         exchange.note_principal(&principal);
-        Ok(Admitted { route, path, limited, principal })
+        Ok(Admitted { route, path, limited, principal, asks })
     }
 
     /// Reads the body if verification may need it, within the route's limit. One that no signature can cover stays
@@ -240,10 +253,11 @@ impl Gateway {
         body: &mut Option<Incoming>,
         exchange: &mut Exchange,
     ) -> Result<Answered, Rejection> {
-        let Admitted { route, path, limited, .. } = admitted;
+        let Admitted { route, path, limited, asks, .. } = admitted;
+        let switches = *asks == Asks::WebSocket;
         let upstream = self.upstreams.get(route.upstream).ok_or_else(Rejection::internal)?;
         exchange.note_upstream(upstream.name());
-        let statement = headers::Statement {
+        let told = headers::Statement {
             principal: permit.principal(),
             app: &route.app,
             request_id: exchange.request_id(),
@@ -264,8 +278,15 @@ impl Gateway {
         };
         let outgoing = Outgoing {
             method: parts.method.clone(),
-            target: headers::outbound_target(route, path, parts.uri.query()),
-            headers: headers::outbound(&parts.headers, &route.request_headers, statement),
+            target: headers::outbound_target(route, path, parts.uri.query()).ok_or_else(Rejection::internal)?,
+            headers: || {
+                let mut headers = headers::outbound(&parts.headers, &route.request_headers, &told);
+                if switches {
+                    tunnel::upgrade(&mut headers);
+                }
+                headers
+            },
+            switches,
             body: match (limited, &upload) {
                 (_, Some(upload)) => Payload::Upload(upload.clone()),
                 (Limited::Read { whole, .. }, None) => Payload::Whole(whole.clone()),
@@ -285,6 +306,7 @@ impl Gateway {
     /// The upstream's answer as the client may see it.
     fn passable(&self, answered: Answered, asked: &Parts, route: &Route, exchange: &mut Exchange) -> Response<Content> {
         let (mut parts, body) = answered.response.into_parts();
+        let upgrading = parts.extensions.remove::<OnUpgrade>();
         let length_only = asked.method == Method::HEAD;
         let upstream = self.upstreams.get(route.upstream);
         let is_upstream = |scheme: Option<&str>, host: &str, port| {
@@ -293,7 +315,11 @@ impl Gateway {
         headers::inbound(&mut parts.headers, route, is_upstream, length_only);
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
-        exchange.hold(answered.place);
+        exchange.hold(answered.held);
+        if let Some(upstream) = upgrading.filter(|_| parts.status == StatusCode::SWITCHING_PROTOCOLS) {
+            tunnel::upgrade(&mut parts.headers);
+            return Response::from_parts(parts, Content::Switched(upstream));
+        }
         let idle_timeout = upstream.map_or(self.limits.idle_timeout, Upstream::idle_timeout);
         Response::from_parts(parts, Content::Upstream { body, idle_timeout })
     }
@@ -303,7 +329,12 @@ impl Gateway {
 #[derive(Debug)]
 pub(crate) enum Content {
     Ours(Bytes),
-    Upstream { body: Incoming, idle_timeout: std::time::Duration },
+    /// The connection is the upstream's from here on.
+    Switched(OnUpgrade),
+    Upstream {
+        body: Incoming,
+        idle_timeout: std::time::Duration,
+    },
 }
 
 /// A request's body after the limits were applied.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header, uri::PathAndQuery};
 
 use crate::{
     auth::Principal,
@@ -50,7 +50,7 @@ pub struct Statement<'s> {
 
 /// The headers of the request to the upstream: the client's own less those that belong to its connection, to its
 /// identity or to other gateways, the route's edits, and last ours, so that nothing can stand in their place.
-pub fn outbound(inbound: &HeaderMap, edits: &HeaderEdits, ours: Statement<'_>) -> HeaderMap {
+pub fn outbound(inbound: &HeaderMap, edits: &HeaderEdits, ours: &Statement<'_>) -> HeaderMap {
     let nominated = nominated(inbound);
     let mut outbound = HeaderMap::with_capacity(inbound.len() + 12);
     for (name, value) in inbound {
@@ -74,11 +74,11 @@ pub fn outbound(inbound: &HeaderMap, edits: &HeaderEdits, ours: Statement<'_>) -
     put(APP, Some(ours.app.clone()));
     put(ROLES, roles(ours.principal));
     put(SIGNED, Some(HeaderValue::from_static(ours.principal.signed().as_str())));
-    put(REQUEST_ID, Some(ours.request_id));
-    put(TRACEPARENT, Some(ours.traceparent));
-    put(FORWARDED_FOR, Some(ours.client));
+    put(REQUEST_ID, Some(ours.request_id.clone()));
+    put(TRACEPARENT, Some(ours.traceparent.clone()));
+    put(FORWARDED_FOR, Some(ours.client.clone()));
     put(FORWARDED_PROTO, Some(HTTPS));
-    put(FORWARDED_HOST, ours.host);
+    put(FORWARDED_HOST, ours.host.clone());
     outbound
 }
 
@@ -122,6 +122,12 @@ fn has_one_length(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let plain = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
     lengths.next().is_some_and(plain) && lengths.next().is_none()
+}
+
+/// Whether a header that is a list has `token` among its elements.
+pub fn lists(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    let mut tokens = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    tokens.any(|found| found.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// Whether a name is set by the gateway alone, so that no configuration may touch it.
@@ -333,11 +339,12 @@ fn roles(principal: &Principal) -> Option<HeaderValue> {
     if list.is_empty() { None } else { HeaderValue::try_from(list).ok() }
 }
 
-/// The path and query of the request to the upstream.
-pub fn outbound_target(route: &Route, path: &CanonicalPath<'_>, query: Option<&str>) -> String {
+/// The path and query of the request to the upstream; `None` if they make no target, though each is canonical.
+pub fn outbound_target(route: &Route, path: &CanonicalPath<'_>, query: Option<&str>) -> Option<PathAndQuery> {
     let path = route.outbound_path(path);
-    match query {
+    let target = match query {
         Some(query) => format!("{path}?{query}"),
         None => path.into_owned(),
-    }
+    };
+    PathAndQuery::try_from(target).ok()
 }

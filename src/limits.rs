@@ -49,6 +49,9 @@ pub struct Limits {
     pub exchange_timeout: Duration,
     /// Bytes of bodies that are read for verification, in all requests of one client's address together.
     pub buffered_bytes_per_address: usize,
+    /// A WebSocket, from its request to its end, and the longest pause in it.
+    pub websocket_age: Duration,
+    pub websocket_idle_timeout: Duration,
     /// Bytes of bodies that are read for verification, in all requests together.
     pub buffered_bytes: usize,
 }
@@ -86,6 +89,8 @@ impl Default for Limits {
             drain_delay: Duration::ZERO,
             exchange_timeout: Duration::from_secs(86_400),
             buffered_bytes_per_address: 64 * 1024 * 1024,
+            websocket_age: Duration::from_secs(3600),
+            websocket_idle_timeout: Duration::from_secs(300),
             buffered_bytes: 256 * 1024 * 1024,
         }
     }

@@ -133,6 +133,17 @@ impl Rejection {
         )
     }
 
+    /// The request asks for another protocol, which its route does not allow, or not in that form.
+    pub fn upgrade_not_allowed(takes_websockets: bool) -> Self {
+        let detail = if takes_websockets {
+            "this route takes only WebSockets of version 13, asked for by a GET without a body"
+        } else {
+            "the request asks for another protocol (Upgrade), which this route does not allow; send it without, or have \
+             the route's `websocket` set"
+        };
+        Self::new(Code::RequestMalformed, detail)
+    }
+
     /// Something of ours failed.
     pub fn internal() -> Self {
         Self::new(Code::InternalError, "the gateway failed on this request; its log says why under this request id")

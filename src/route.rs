@@ -25,6 +25,8 @@ pub struct Route {
     /// `None`: the limits' own, which differ for bodies that are read and bodies that are streamed.
     pub body_limit_bytes: Option<u64>,
     pub response_timeout: Option<Duration>,
+    /// Whether a request may ask for a WebSocket.
+    pub websocket: bool,
     pub request_headers: HeaderEdits,
     pub response_headers: HeaderEdits,
 }
@@ -199,6 +201,7 @@ mod tests {
             upstream_path: upstream_path.map(|p| Pattern::parse(p).unwrap()),
             body_limit_bytes: None,
             response_timeout: None,
+            websocket: false,
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
         })

@@ -136,6 +136,10 @@ impl Server {
         }
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // They end with the runtime, when nothing more is accepted.
+        for upstream in shared {
+            runtime.spawn(upstream.watch());
+        }
         let door = Door {
             listener,
             workers,

@@ -1,48 +1,37 @@
 //! The internal services: chosen, dialled, asked. Only a [`Permit`] opens them.
 
 use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    fmt, io,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, Uri, Version,
-    uri::{Authority, PathAndQuery, Scheme},
-};
+use http::{HeaderMap, Method, Response, StatusCode, header, uri::PathAndQuery};
 use hyper::body::Incoming;
-use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{CaptureConnection, capture_connection},
-    },
-    rt::{TokioExecutor, TokioTimer},
-};
 use rustls_pki_types::ServerName;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use crate::{
     body::{self, Outbound, Progress, Upload},
+    headers,
     policy::Permit,
 };
 
-mod connect;
+pub mod address;
+mod balance;
+mod dial;
+mod health;
+mod origin;
+mod pool;
 
-use connect::Connector;
+pub use balance::Figures;
+pub use health::Check;
+pub use origin::{Origin, Place, Protocol};
 
-/// How long an unused connection to an upstream is kept: less than the five seconds after which Node's servers close
-/// theirs.
-const POOL_IDLE: Duration = Duration::from_secs(4);
+use balance::{Budget, Full, Servers, Showed};
+use dial::Dialer;
+use pool::{Failed, Lease, Message, Pool};
 
-/// Header fields of an upstream's answer, and bytes of its head.
-const MOST_HEADERS: usize = 256;
-const MOST_HEAD_BYTES: usize = 256 * 1024;
 /// The least time between two reports that an upstream's servers cannot be reached.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -58,30 +47,34 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// The longest pause within an answer.
     pub idle_timeout: Duration,
-    /// Requests at one time to all servers together; more wait, at most `max_queued` of them.
+    /// Requests at one time to each server; more wait, at most `max_queued` of them in all, for `queue_timeout`.
     pub max_in_flight: usize,
     pub max_queued: usize,
+    pub queue_timeout: Duration,
+    /// How long the addresses of a name are good.
+    pub dns_ttl: Duration,
+    /// How servers are asked whether they are well, if they are.
+    pub health: Option<Check>,
+    /// Failures in a row after which a server is left out for `eject_for`; 0 for never.
+    pub eject_after: u32,
+    pub eject_for: Duration,
+    /// How many requests may be sent a second time, of a hundred.
+    pub retry_budget: u32,
     /// For `https://` servers: how they prove themselves, and we ourselves.
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// The name asked for and checked in their certificate, in place of the host.
     pub server_name: Option<ServerName<'static>>,
-}
-
-/// Scheme, host and port of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    pub scheme: Scheme,
-    pub authority: Authority,
+    /// Whether a name may lead to link-local and metadata addresses.
+    pub allows_link_local: bool,
 }
 
 /// What all workers share of an upstream.
 #[derive(Debug)]
 pub struct Shared {
     settings: Settings,
-    hosts: Vec<HeaderValue>,
-    next: AtomicUsize,
-    in_flight: Arc<Semaphore>,
-    queued: AtomicUsize,
+    dialers: Vec<Arc<Dialer>>,
+    servers: Arc<Servers>,
+    budget: Budget,
     /// When it was last said that a server cannot be reached.
     told: Mutex<Option<Instant>>,
 }
@@ -90,18 +83,20 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Upstream {
     shared: Arc<Shared>,
-    client: Client<Connector, Outbound>,
+    pools: Vec<Arc<Pool>>,
 }
 
 /// A request as it goes to an upstream, but for the server, which is chosen here.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct Outgoing<H> {
     pub method: Method,
-    /// Path and query.
-    pub target: String,
-    pub headers: HeaderMap,
+    pub target: PathAndQuery,
+    /// Makes its headers, once for each time it is sent.
+    pub headers: H,
     pub body: Payload,
     pub response_timeout: Option<Duration>,
+    /// Whether its connection is to become another protocol's, to which a 101 agrees.
+    pub switches: bool,
 }
 
 /// The body of an [`Outgoing`] request.
@@ -115,8 +110,16 @@ pub enum Payload {
 #[derive(Debug)]
 pub struct Answered {
     pub response: Response<Incoming>,
-    /// Counts as in flight until dropped.
-    pub place: OwnedSemaphorePermit,
+    pub held: Held,
+}
+
+/// What an answer holds: its connection, and its place among the requests in flight. Dropped before [`Held::settle`] it
+/// gives up the connection, and with it the upstream's work.
+#[derive(Debug)]
+pub struct Held {
+    lease: Lease,
+    upload: Option<Arc<Progress>>,
+    _place: balance::Place,
 }
 
 /// Why there is no answer.
@@ -134,80 +137,69 @@ pub enum Error {
     Client(body::Error),
 }
 
+impl Settings {
+    /// These servers, with the defaults for all else.
+    pub fn new(name: Arc<str>, servers: Vec<Origin>) -> Self {
+        Self {
+            name,
+            servers,
+            connect_timeout: Duration::from_secs(3),
+            response_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
+            max_in_flight: 1024,
+            max_queued: 1024,
+            queue_timeout: Duration::from_secs(3),
+            dns_ttl: Duration::from_secs(30),
+            health: None,
+            eject_after: 5,
+            eject_for: Duration::from_secs(10),
+            retry_budget: 20,
+            tls: None,
+            server_name: None,
+            allows_link_local: false,
+        }
+    }
+}
+
 impl Shared {
     /// What is shared of the upstream that `settings` describe.
     pub fn new(settings: Settings) -> Arc<Self> {
-        let hosts = settings.servers.iter().map(Origin::host).collect();
-        let in_flight = Arc::new(Semaphore::new(settings.max_in_flight.min(Semaphore::MAX_PERMITS)));
-        let (next, queued, told) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
-        Arc::new(Self { settings, hosts, next, in_flight, queued, told })
+        let dialers = settings.servers.iter().map(|origin| Arc::new(Dialer::new(&settings, origin))).collect();
+        let (servers, budget) = (Servers::new(&settings), Budget::new(settings.retry_budget));
+        Arc::new(Self { settings, dialers, servers, budget, told: Mutex::new(None) })
+    }
+
+    /// Asks the servers whether they are well, if the configuration has it so, for as long as this is polled.
+    pub async fn watch(self: Arc<Self>) {
+        health::watch(self).await;
+    }
+
+    /// How each server does, in the order of the configuration, and how many requests wait for a place.
+    pub fn figures(&self) -> (Vec<Figures>, usize) {
+        (self.servers.figures(), self.servers.queued())
     }
 
     /// Says why `server` cannot be reached, which the client is not told; now and again, for each request would say it.
-    fn tell(&self, server: &Origin, error: &(dyn std::error::Error + 'static)) {
+    fn tell(&self, server: &Origin, error: &io::Error) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
             return;
         }
         *told = Some(Instant::now());
         drop(told);
-        let mut cause = error;
+        let mut cause: &(dyn std::error::Error + 'static) = error;
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }
         tracing::warn!(upstream = &*self.settings.name, %server, reason = %cause, "a server cannot be reached");
-    }
-
-    async fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
-        if let Ok(place) = Arc::clone(&self.in_flight).try_acquire_owned() {
-            return Ok(place);
-        }
-        let join = |queued: usize| (queued < self.settings.max_queued).then_some(queued + 1);
-        self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, join).map_err(|_| Error::Overloaded)?;
-        let _leave = Leave(&self.queued);
-        let waiting = Arc::clone(&self.in_flight).acquire_owned();
-        match tokio::time::timeout(self.settings.connect_timeout, waiting).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => Err(Error::Overloaded),
-        }
-    }
-}
-
-/// Leaves the queue when dropped.
-struct Leave<'q>(&'q AtomicUsize);
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Origin {
-    fn host(&self) -> HeaderValue {
-        HeaderValue::try_from(self.authority.as_str()).unwrap_or(HeaderValue::from_static("upstream"))
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.scheme, self.authority)
     }
 }
 
 impl Upstream {
     /// A worker's own connections to `shared`.
     pub fn new(shared: &Arc<Shared>) -> Self {
-        let settings = &shared.settings;
-        let connector = Connector::new(settings.connect_timeout, settings.tls.clone(), settings.server_name.clone());
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .http1_max_headers(MOST_HEADERS)
-            .http1_max_buf_size(MOST_HEAD_BYTES)
-            .set_host(false)
-            .build(connector);
-        Self { shared: Arc::clone(shared), client }
+        let pools = shared.dialers.iter().map(|dialer| Pool::new(Arc::clone(dialer))).collect();
+        Self { shared: Arc::clone(shared), pools }
     }
 
     /// Its name.
@@ -218,16 +210,7 @@ impl Upstream {
     /// Whether one of its servers is the one at `host` and `port`, for which `None` is that of `scheme`; without a
     /// scheme any server's will do.
     pub fn has_server(&self, scheme: Option<&str>, host: &str, port: Option<u16>) -> bool {
-        self.shared.settings.servers.iter().any(|server| {
-            let standard = if server.scheme == Scheme::HTTPS { 443 } else { 80 };
-            let asked = match scheme {
-                Some(scheme) if scheme.eq_ignore_ascii_case("https") => 443,
-                Some(_) => 80,
-                None => standard,
-            };
-            server.authority.host().trim_end_matches('.').eq_ignore_ascii_case(host.trim_end_matches('.'))
-                && server.authority.port_u16().unwrap_or(standard) == port.unwrap_or(asked)
-        })
+        self.shared.settings.servers.iter().any(|server| server.is_at(scheme, host, port))
     }
 
     /// The longest pause within an answer.
@@ -235,66 +218,122 @@ impl Upstream {
         self.shared.settings.idle_timeout
     }
 
-    /// Asks a server, the next in turn; one that cannot be reached is skipped for the one after it. A request that was
-    /// lost with a kept connection before anything was answered is sent once more where sending twice is harmless.
+    /// Asks a server. A request of which nothing was sent, or that was lost before anything was answered and does no more
+    /// harm when it is sent twice, is sent to another server, where there is one and the budget for that allows it.
     ///
     /// # Errors
-    /// [`Error`], after each server had its turn.
-    pub async fn send(&self, permit: &Permit<'_>, request: Outgoing) -> Result<Answered, Error> {
+    /// [`Error`], of the last server that was asked.
+    pub async fn send<H: Fn() -> HeaderMap>(
+        &self,
+        permit: &Permit<'_>,
+        request: Outgoing<H>,
+    ) -> Result<Answered, Error> {
         let _ = permit;
-        let place = self.shared.place().await?;
-        let servers = &self.shared.settings.servers;
-        let first = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let mut last = Error::Unreachable;
-        let mut lost_once = false;
-        let mut turn = 0;
-        while turn < servers.len() {
-            let at = first.wrapping_add(turn) % servers.len();
-            let (Some(server), Some(host)) = (servers.get(at), self.shared.hosts.get(at)) else { break };
-            match self.ask(server, host, &request).await {
-                Ok(response) => return Ok(Answered { response, place }),
-                Err(Failed::NotConnected(error)) => {
-                    last = error;
-                    turn += 1;
-                }
-                Err(Failed::Lost) if !lost_once && request.may_be_repeated() => lost_once = true,
-                Err(Failed::Lost) => return Err(Error::Unreachable),
-                Err(Failed::Finally(error)) => return Err(error),
-            }
+        let servers = &self.shared.servers;
+        let place = servers.place().await.map_err(|Full| Error::Overloaded)?;
+        self.shared.budget.earn();
+        let failure = match self.ask(place, &request, false).await {
+            Ok(answered) => return Ok(answered),
+            Err(failure) => failure,
+        };
+        let (is_repeatable, is_lost) = match failure.how {
+            How::NotSent => (true, false),
+            How::Lost => (request.may_be_repeated(), true),
+            How::Finally => (false, false),
+        };
+        if !is_repeatable {
+            return Err(failure.error);
         }
-        Err(last)
+        // A server that lost a kept connection may be well; one that cannot be reached is not asked again.
+        let another = servers.try_place(Some(failure.server));
+        let another = another.or_else(|| servers.try_place(None).filter(|_| is_lost && self.pools.len() == 1));
+        match another {
+            Some(place) if self.shared.budget.spend() => {
+                self.ask(place, &request, true).await.map_err(|failure| failure.error)
+            }
+            Some(_) | None => Err(failure.error),
+        }
     }
 
-    async fn ask(&self, server: &Origin, host: &HeaderValue, request: &Outgoing) -> Result<Response<Incoming>, Failed> {
-        let (body, progress) = match &request.body {
-            Payload::Whole(bytes) if bytes.is_empty() => (Outbound::Whole(None), None),
-            Payload::Whole(bytes) => (Outbound::Whole(Some(bytes.clone())), None),
-            Payload::Upload(upload) => (Outbound::Streamed(upload.offer()), Some(upload.progress())),
-        };
-        let mut asked = Request::new(body);
-        *asked.method_mut() = request.method.clone();
-        *asked.uri_mut() = uri(server, &request.target).ok_or(Failed::Finally(Error::Invalid))?;
-        *asked.version_mut() = Version::HTTP_11;
-        *asked.headers_mut() = request.headers.clone();
-        asked.headers_mut().insert(http::header::HOST, host.clone());
-
-        let patience = request.response_timeout.unwrap_or(self.shared.settings.response_timeout);
-        let connection = capture_connection(&mut asked);
-        let answered = within(patience, connection, progress.as_deref(), self.client.request(asked)).await;
-        if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
-            return Err(Failed::Finally(Error::Client(fault)));
-        }
-        let response = answered.ok_or(Failed::Finally(Error::Timeout))?.map_err(|error| {
-            if error.is_connect() {
-                self.shared.tell(server, &error);
+    async fn ask<H: Fn() -> HeaderMap>(
+        &self,
+        place: balance::Place,
+        request: &Outgoing<H>,
+        is_second: bool,
+    ) -> Result<Answered, Failure> {
+        let server = place.server();
+        let failed = |error, how| Failure { error, how, server };
+        let pool = self.pools.get(server).ok_or(failed(Error::Unreachable, How::Finally))?;
+        let careful = !request.may_be_repeated();
+        // Lost with a kept connection, it is sent on a new one.
+        let mut fresh = is_second;
+        loop {
+            let leased =
+                if request.switches { pool.lease_for_upgrade().await } else { pool.lease(fresh, careful).await };
+            let mut lease = match leased {
+                Ok(lease) => lease,
+                Err(error) => {
+                    self.note(&place, Showed::Failure);
+                    self.shared.tell(&pool.dialer().origin, &error);
+                    let timed_out = error.kind() == io::ErrorKind::TimedOut;
+                    return Err(failed(if timed_out { Error::Timeout } else { Error::Unreachable }, How::NotSent));
+                }
+            };
+            let (body, progress) = request.body.offer();
+            let (method, target) = (&request.method, &request.target);
+            let message = Message { method, target, headers: (request.headers)(), body };
+            let patience = request.response_timeout.unwrap_or(self.shared.settings.response_timeout);
+            let answered = within(patience, progress.as_deref(), lease.ask(message)).await;
+            if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
+                return Err(failed(Error::Client(fault), How::Finally));
             }
-            Failed::from(&error)
-        })?;
-        if is_usable(&response) { Ok(response) } else { Err(Failed::Finally(Error::Invalid)) }
+            let (error, how) = match answered {
+                Some(Ok(response)) if is_usable(&response) || request.switches && is_switch(&response) => {
+                    self.note(&place, Showed::Answer);
+                    return Ok(Answered { response, held: Held { lease, upload: progress, _place: place } });
+                }
+                Some(Err(Failed::NotSent)) if lease.is_used() => {
+                    fresh = true;
+                    continue;
+                }
+                Some(Err(Failed::NotSent)) => (Error::Unreachable, How::NotSent),
+                Some(Err(Failed::Lost)) => (Error::Unreachable, How::Lost),
+                Some(Err(Failed::BrokenOff)) => (Error::Unreachable, How::Finally),
+                Some(Err(Failed::Invalid) | Ok(_)) => (Error::Invalid, How::Finally),
+                None => (Error::Timeout, How::Finally),
+            };
+            self.note(&place, Showed::Failure);
+            return Err(failed(error, how));
+        }
+    }
+
+    fn note(&self, place: &balance::Place, showed: Showed) {
+        if place.note(showed)
+            && let Some(pool) = self.pools.get(place.server())
+        {
+            let (upstream, server) = (&*self.shared.settings.name, &pool.dialer().origin);
+            tracing::warn!(upstream, %server, "a server is left out for a while: it failed several times in a row");
+        }
     }
 }
 
-impl Outgoing {
+impl Held {
+    /// The connection has become another protocol's: it ends with that, but the place is held until then.
+    pub fn release(&mut self) {
+        self.lease.release();
+    }
+
+    /// The answer has ended as it should.
+    pub fn settle(self) {
+        match self.upload {
+            // A server that answers before it has read all of an upload may read the rest as another request.
+            Some(upload) if !upload.is_finished() => upload.abandon(),
+            Some(_) | None => self.lease.settle(),
+        }
+    }
+}
+
+impl<H> Outgoing<H> {
     /// Whether sending it twice does no more than sending it once (RFC 9110, section 9.2.2), and is possible.
     fn may_be_repeated(&self) -> bool {
         let idempotent = matches!(self.method, Method::GET | Method::HEAD | Method::PUT | Method::DELETE);
@@ -305,55 +344,36 @@ impl Outgoing {
     }
 }
 
-/// How one try ended without an answer.
-enum Failed {
+impl Payload {
+    /// The body for one try, and what tells how far it has come.
+    fn offer(&self) -> (Outbound, Option<Arc<Progress>>) {
+        match self {
+            Self::Whole(bytes) if bytes.is_empty() => (Outbound::Whole(None), None),
+            Self::Whole(bytes) => (Outbound::Whole(Some(bytes.clone())), None),
+            Self::Upload(upload) => (Outbound::Streamed(upload.offer()), Some(upload.progress())),
+        }
+    }
+}
+
+/// How one server did not answer.
+struct Failure {
+    error: Error,
+    how: How,
+    server: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
     /// Nothing was sent.
-    NotConnected(Error),
+    NotSent,
     /// The connection was closed before any byte of an answer.
     Lost,
-    Finally(Error),
+    Finally,
 }
 
-impl From<&hyper_util::client::legacy::Error> for Failed {
-    fn from(error: &hyper_util::client::legacy::Error) -> Self {
-        if error.is_connect() {
-            return Self::NotConnected(if connect::timed_out(error) { Error::Timeout } else { Error::Unreachable });
-        }
-        // A part of an answer says that the server has worked on the request.
-        let lost = if connect::Answering::on(error) { Self::Finally(Error::Unreachable) } else { Self::Lost };
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            if let Some(hyper) = cause.downcast_ref::<hyper::Error>() {
-                if hyper.is_parse() || hyper.is_parse_status() || hyper.is_parse_too_large() {
-                    return Self::Finally(Error::Invalid);
-                }
-                if hyper.is_incomplete_message() || hyper.is_canceled() || hyper.is_closed() {
-                    return lost;
-                }
-            }
-            if cause.is::<std::io::Error>() {
-                return lost;
-            }
-            source = cause.source();
-        }
-        Self::Finally(Error::Unreachable)
-    }
-}
-
-/// Waits for `answer` for `patience`, counted from when there is a `connection`, for which the connector has a deadline of
-/// its own, and anew whenever the client's body moves on. `None` if it took longer.
-async fn within<T>(
-    patience: Duration,
-    mut connection: CaptureConnection,
-    progress: Option<&Progress>,
-    answer: impl Future<Output = T>,
-) -> Option<T> {
+/// Waits for `answer` for `patience`, counted anew whenever the client's body moves on. `None` if it took longer.
+async fn within<T>(patience: Duration, progress: Option<&Progress>, answer: impl Future<Output = T>) -> Option<T> {
     let mut answer = std::pin::pin!(answer);
-    tokio::select! {
-        biased;
-        answered = &mut answer => return Some(answered),
-        _ = connection.wait_for_connection_metadata() => {}
-    }
     let mut deadline = Instant::now() + patience;
     loop {
         tokio::select! {
@@ -383,12 +403,13 @@ fn is_usable(response: &Response<Incoming>) -> bool {
     framed && (200..600).contains(&response.status().as_u16())
 }
 
-fn uri(server: &Origin, target: &str) -> Option<Uri> {
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(server.scheme.clone());
-    parts.authority = Some(server.authority.clone());
-    parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
-    Uri::from_parts(parts).ok()
+/// Whether an answer agrees to a WebSocket (RFC 6455, section 4.1).
+fn is_switch(response: &Response<Incoming>) -> bool {
+    let fields = response.headers();
+    response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && headers::lists(fields, header::UPGRADE, "websocket")
+        && headers::lists(fields, header::CONNECTION, "upgrade")
+        && fields.contains_key(header::SEC_WEBSOCKET_ACCEPT)
 }
 
 impl fmt::Display for Error {

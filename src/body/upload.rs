@@ -46,6 +46,7 @@ pub struct Upload {
 pub struct Progress {
     bytes: AtomicU64,
     begun: AtomicBool,
+    abandoned: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -53,6 +54,7 @@ pub struct Progress {
 struct State {
     moved: Instant,
     waits_for_client: bool,
+    finished: bool,
     fault: Option<Error>,
 }
 
@@ -70,8 +72,9 @@ impl Upload {
     /// `window` of waiting for the client.
     pub fn new(incoming: Incoming, end: End, limit_bytes: u64, rate: u64, window: Duration) -> Self {
         let hint = incoming.size_hint();
-        let state = State { moved: Instant::now(), waits_for_client: false, fault: None };
-        let progress = Progress { bytes: AtomicU64::new(0), begun: AtomicBool::new(false), state: Mutex::new(state) };
+        let state = State { moved: Instant::now(), waits_for_client: false, finished: false, fault: None };
+        let (bytes, begun, abandoned) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        let progress = Progress { bytes, begun, abandoned, state: Mutex::new(state) };
         Self {
             source: Arc::new(Mutex::new(Some(incoming))),
             progress: Arc::new(progress),
@@ -115,6 +118,16 @@ impl Progress {
         self.state().fault
     }
 
+    /// Has nothing more of it passed on: the answer has ended.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether all of it was passed on.
+    pub fn is_finished(&self) -> bool {
+        self.state().finished
+    }
+
     /// When it last moved; `None` while it is the client that is waited for.
     pub fn moved(&self) -> Option<Instant> {
         let state = self.state();
@@ -134,6 +147,11 @@ impl Progress {
         (state.moved, state.waits_for_client) = (Instant::now(), false);
     }
 
+    fn finish(&self) {
+        self.step();
+        self.state().finished = true;
+    }
+
     fn fail(&self, error: Error) -> Error {
         let mut state = self.state();
         (state.fault, state.waits_for_client) = (Some(error), false);
@@ -147,6 +165,9 @@ impl Streamed {
         if self.incoming.is_none() {
             self.incoming = self.upload.source.lock().unwrap_or_else(PoisonError::into_inner).take();
             progress.begun.store(true, Ordering::Relaxed);
+        }
+        if progress.abandoned.load(Ordering::Relaxed) {
+            return Poll::Ready(Some(Err(Error::Broken)));
         }
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(Some(Err(progress.fail(Error::Broken)))) };
         loop {
@@ -162,7 +183,7 @@ impl Streamed {
             }
             match frame {
                 None if self.upload.end.holds(incoming) => {
-                    progress.step();
+                    progress.finish();
                     return Poll::Ready(None);
                 }
                 None | Some(Err(_)) => return Poll::Ready(Some(Err(progress.fail(Error::Broken)))),

@@ -189,5 +189,5 @@ fn signed(route: &Route) -> &'static str {
 
 fn servers(config: &Config, route: &Route) -> Vec<String> {
     let servers = config.upstreams.get(route.upstream).map(|upstream| upstream.servers.as_slice()).unwrap_or_default();
-    servers.iter().map(|server| masked(&format!("{}://{}", server.scheme, server.authority))).collect()
+    servers.iter().map(|server| masked(&server.to_string())).collect()
 }

@@ -148,6 +148,7 @@ fn rules(options: &Options) -> Result<Rules, u8> {
         upstream_path: None,
         body_limit_bytes: None,
         response_timeout: None,
+        websocket: true,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
     };

@@ -72,6 +72,17 @@ pub const KEYS: &[Key] = &[
     key("upstreams.NAME.idle_timeout", Duration, Value("\"60s\"")),
     key("upstreams.NAME.max_in_flight", Count, Value("1024")),
     key("upstreams.NAME.max_queued", Count, Value("1024")),
+    key("upstreams.NAME.queue_timeout", Duration, Value("\"3s\"")),
+    key("upstreams.NAME.dns_ttl", Duration, Value("\"30s\"")),
+    key("upstreams.NAME.health", Table, Nothing),
+    key("upstreams.NAME.health.path", Text, Required),
+    key("upstreams.NAME.health.every", Duration, Value("\"10s\"")),
+    key("upstreams.NAME.health.timeout", Duration, Value("\"2s\"")),
+    key("upstreams.NAME.health.healthy", Count, Value("2")),
+    key("upstreams.NAME.health.unhealthy", Count, Value("3")),
+    key("upstreams.NAME.eject_after", Count, Value("5")),
+    key("upstreams.NAME.eject_for", Duration, Value("\"10s\"")),
+    key("upstreams.NAME.retry_budget", Count, Value("20")),
     key("upstreams.NAME.ca", Text, Nothing),
     key("upstreams.NAME.client_certificate", Text, Nothing),
     key("upstreams.NAME.client_key", Text, Nothing),
@@ -88,6 +99,7 @@ pub const KEYS: &[Key] = &[
     key("routes.signed", Text, Value("\"identity\"")),
     key("routes.body_limit", Size, Nothing),
     key("routes.response_timeout", Duration, Nothing),
+    key("routes.websocket", Flag, Value("false")),
     key("routes.request_headers", Table, Nothing),
     key("routes.request_headers.set", Names, Nothing),
     key("routes.request_headers.set.NAME", Text, Nothing),
@@ -124,23 +136,14 @@ pub const KEYS: &[Key] = &[
     key("limits.drain_delay", Duration, Value("\"0s\"")),
     key("limits.exchange_timeout", Duration, Value("\"1d\"")),
     key("limits.buffered_bytes_per_address", Size, Value("\"64MiB\"")),
+    key("limits.websocket_age", Duration, Value("\"1h\"")),
+    key("limits.websocket_idle_timeout", Duration, Value("\"5m\"")),
     key("limits.buffered_bytes", Size, Value("\"256MiB\"")),
 ];
 
 /// Keys that belong to parts of the design which this version does not have.
-pub(super) const LATER: &[&str] = &[
-    "operations",
-    "audit",
-    "acme",
-    "inbox",
-    "webhooks",
-    "health",
-    "websocket",
-    "rate",
-    "replay",
-    "client_ca",
-    "certificates",
-];
+pub(super) const LATER: &[&str] =
+    &["operations", "audit", "acme", "inbox", "webhooks", "rate", "replay", "client_ca", "certificates"];
 
 /// The names that may stand in the table `path`, empty for the document itself.
 pub(super) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {

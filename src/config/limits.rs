@@ -54,6 +54,8 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
     let exchange_timeout = wait("exchange_timeout", WAIT, standard.exchange_timeout);
     let share = wide(standard.buffered_bytes_per_address);
     let buffered_bytes_per_address = size("buffered_bytes_per_address", 64 * KIB..=TIB, share);
+    let websocket_age = wait("websocket_age", WAIT, standard.websocket_age);
+    let websocket_idle_timeout = wait("websocket_idle_timeout", WAIT, standard.websocket_idle_timeout);
     let buffered_bytes = size("buffered_bytes", 64 * KIB..=TIB, wide(standard.buffered_bytes));
     let limits = Limits {
         connections: narrow(connections?),
@@ -79,6 +81,8 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
         drain_delay: drain_delay?,
         exchange_timeout: exchange_timeout?,
         buffered_bytes_per_address: narrow(buffered_bytes_per_address?),
+        websocket_age: websocket_age?,
+        websocket_idle_timeout: websocket_idle_timeout?,
         buffered_bytes: narrow(buffered_bytes?),
     };
     let (whole_bytes, bound) = limits.whole_bytes();

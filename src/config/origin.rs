@@ -1,14 +1,14 @@
-//! Origins of internal services: scheme, host and port, and nothing else.
+//! Origins of internal services: scheme, host and port, or a Unix socket, and nothing else.
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr},
 };
 
-use http::uri::{Authority, Scheme};
+use http::uri::Authority;
 use rustls_pki_types::ServerName;
 
-use crate::upstream::Origin;
+use crate::upstream::{Origin, Place, Protocol, address};
 
 /// Why a text is no origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,24 +21,32 @@ pub(super) enum Error {
     Host,
     Numeric,
     Port,
+    Socket,
 }
+
+/// The longest path that a Unix socket's address holds, and one byte.
+const SOCKET_LIMIT_BYTES: usize = 108;
 
 /// Names under which clouds hand credentials to their machines.
 const METADATA_NAMES: [&str; 5] =
     ["metadata.google.internal", "metadata.goog", "metadata", "instance-data", "instance-data.ec2.internal"];
-const METADATA_V4: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
-/// Reads `http://host`, `https://host:port`; the host in small letters.
+/// Reads `http://host`, `https://host:port`, `h2c://host`, the host in small letters; or `unix:/path`.
 ///
 /// # Errors
 /// [`Error`] names the first part that does not belong there.
 pub(super) fn parse(text: &str) -> Result<Origin, Error> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        let fits =
+            path.len() > 1 && path.len() < SOCKET_LIMIT_BYTES && path.starts_with('/') && !path.starts_with("//");
+        let place = Place::Socket(path.into());
+        return if fits { Ok(Origin { protocol: Protocol::Http, place }) } else { Err(Error::Socket) };
+    }
     let (scheme, rest) = text.split_once("://").ok_or(Error::NoScheme)?;
-    let scheme = match scheme.to_ascii_lowercase().as_str() {
-        "http" => Scheme::HTTP,
-        "https" => Scheme::HTTPS,
+    let protocol = match scheme.to_ascii_lowercase().as_str() {
+        "http" => Protocol::Http,
+        "https" => Protocol::Https,
+        "h2c" => Protocol::H2c,
         _ => return Err(Error::Scheme),
     };
     if rest.contains('@') {
@@ -56,7 +64,7 @@ pub(super) fn parse(text: &str) -> Result<Origin, Error> {
     }
     check_host(host)?;
     let authority = Authority::try_from(rest.to_ascii_lowercase()).map_err(|_| Error::Host)?;
-    Ok(Origin { scheme, authority })
+    Ok(Origin { protocol, place: Place::Host(authority) })
 }
 
 /// Whether a host is one where machines get their credentials, so that no route should lead there.
@@ -64,30 +72,9 @@ pub(super) fn is_link_local(host: &str) -> bool {
     let host = host.trim_end_matches('.');
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     match bare.parse::<IpAddr>() {
-        Ok(address) => is_link_local_address(address),
+        Ok(address) => address::is_link_local(address),
         Err(_) => METADATA_NAMES.contains(&host.to_ascii_lowercase().as_str()),
     }
-}
-
-/// The same for an address.
-pub(super) fn is_link_local_address(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.is_link_local() || METADATA_V4.contains(&v4),
-        IpAddr::V6(v6) => {
-            v6.is_unicast_link_local()
-                || v6 == METADATA_V6
-                || embedded(v6).is_some_and(|v4| is_link_local_address(v4.into()))
-        }
-    }
-}
-
-/// The IPv4 address in one of NAT64's or an IPv4-compatible one.
-fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let last = Ipv4Addr::from_bits(u32::try_from(address.to_bits() & u128::from(u32::MAX)).ok()?);
-    let [.., high, _] = address.segments();
-    let nat64 = address.segments().starts_with(&[0x64, 0xff9b, 0, 0, 0, 0]);
-    let compatible = address.segments().starts_with(&[0; 6]) && high != 0;
-    (nat64 || compatible).then_some(last)
 }
 
 fn split(authority: &str) -> Result<(&str, Option<&str>), Error> {
@@ -127,13 +114,14 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoScheme => "is not a URL",
-            Self::Scheme => "is a URL of another scheme than http and https",
+            Self::Scheme => "is a URL of another scheme than http, https and h2c",
             Self::User => "has a user in it",
             Self::Path => "has a path in it",
             Self::Query => "has a query or a fragment in it",
             Self::Host => "has no usable host",
             Self::Numeric => "has a host that some read as an address, and not all as the same",
             Self::Port => "has no usable port",
+            Self::Socket => "is not the absolute path of a Unix socket",
         })
     }
 }
@@ -143,7 +131,8 @@ impl Error {
     pub(super) fn suggestion(self) -> &'static str {
         match self {
             Self::NoScheme | Self::Scheme => {
-                "an origin is http:// or https://, a host and perhaps a port: \"http://orders.intranet:8080\""
+                "an origin is http://, https:// or h2c://, a host and perhaps a port, or unix: and the path of a socket: \
+                 \"http://orders.intranet:8080\""
             }
             Self::User => {
                 "remove it; credentials go into the route's `request_headers = { secret = { Authorization = … } }`"
@@ -153,6 +142,9 @@ impl Error {
             Self::Host => "a host is a name, an IPv4 address, or an IPv6 address in brackets",
             Self::Numeric => "write four decimal numbers, as in 10.0.4.7",
             Self::Port => "a port is a number from 1 to 65535",
+            Self::Socket => {
+                "write unix: and a path of at most 107 bytes that begins with one slash: \"unix:/run/orders.sock\""
+            }
         }
     }
 }
@@ -169,9 +161,12 @@ mod tests {
             ("http://10.0.4.7:8080", "10.0.4.7:8080"),
             ("http://[fd12::1]:80", "[fd12::1]:80"),
             ("http://my_service:1", "my_service:1"),
+            ("H2C://orders:50051", "orders:50051"),
         ] {
-            assert_eq!(parse(text).unwrap().authority.as_str(), authority);
+            assert_eq!(parse(text).unwrap().place, Place::Host(authority.parse().unwrap()));
         }
+        assert_eq!(parse("unix:/run/orders.sock").unwrap().place, Place::Socket("/run/orders.sock".into()));
+        assert_eq!(parse("h2c://a").unwrap().protocol, Protocol::H2c);
         for (text, error) in [
             ("orders", Error::NoScheme),
             ("orders:8080", Error::NoScheme),
@@ -193,6 +188,9 @@ mod tests {
             ("http://orders:", Error::Port),
             ("http://orders:+80", Error::Port),
             ("http://orders:65536", Error::Port),
+            ("unix:run/orders.sock", Error::Socket),
+            ("unix:/", Error::Socket),
+            ("unix://run/orders.sock", Error::Socket),
         ] {
             assert_eq!(parse(text), Err(error), "{text}");
         }

@@ -23,6 +23,7 @@ use crate::{
     path::{Ambiguous, CanonicalPath},
     policy::{Demand, Policy},
     route::{Methods, Pattern, Route},
+    upstream::{Protocol, Settings},
 };
 
 const EXAMPLE: &str = "a table `[[routes]]` with `path`, `app` and `upstream`";
@@ -91,6 +92,10 @@ fn route<'c>(
     };
     let body_limit = or_left_out(section.item("body_limit"), |item| body_limit(item, signed, known.limits));
     let response_timeout = or_left_out(section.item("response_timeout"), |item| item.duration(WAIT));
+    let websocket = match section.item("websocket") {
+        None => Some(false),
+        Some(item) => websocket(&item, upstream.and_then(|place| known.upstreams.list.get(place))),
+    };
     let request_headers = header_edits::edits(section, Direction::Request);
     let response_headers = header_edits::edits(section, Direction::Response);
     let (methods, signed) = (methods?, signed?);
@@ -106,9 +111,25 @@ fn route<'c>(
         upstream_path: upstream_path?,
         body_limit_bytes: body_limit?,
         response_timeout: response_timeout?,
+        websocket: websocket?,
         request_headers: request_headers?,
         response_headers: response_headers?,
     })
+}
+
+/// Whether a request of a route may ask for a WebSocket, which begins as HTTP/1.1.
+fn websocket(item: &Item<'_>, upstream: Option<&Settings>) -> Option<bool> {
+    let allowed = item.flag()?;
+    if allowed
+        && upstream.is_some_and(|upstream| upstream.servers.iter().any(|server| server.protocol == Protocol::H2c))
+    {
+        item.error(
+            "a WebSocket cannot be opened over h2c://",
+            Some("write the upstream's servers as http:// or https://"),
+        );
+        return None;
+    }
+    Some(allowed)
 }
 
 /// What `read` makes of a value, `Some(None)` where it was left out, `None` after a mistake.

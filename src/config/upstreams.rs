@@ -2,13 +2,13 @@
 
 use std::{collections::HashMap, net::ToSocketAddrs as _, sync::Arc, time::Duration};
 
-use http::uri::Scheme;
+use http::uri::PathAndQuery;
 use rustls_pki_types::ServerName;
 
 use super::{
     app::check_name,
     file,
-    limits::WAIT,
+    limits::{WAIT, wide},
     listener::{pair, path, report},
     mask::quoted,
     origin,
@@ -16,14 +16,14 @@ use super::{
 };
 use crate::{
     tls,
-    upstream::{Origin, Settings},
+    upstream::{Check, Origin, Place, Protocol, Settings, address},
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_IN_FLIGHT: u64 = 1024;
-const MAX_QUEUED: u64 = 1024;
+/// How often servers are asked whether they are well, how long they may take, and how many answers decide.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+const CHECK_HEALTHY: u32 = 2;
+const CHECK_UNHEALTHY: u32 = 3;
 const MOST: u64 = 1_000_000;
 const SERVERS: &str = "servers = [\"http://orders.intranet:8080\"]";
 
@@ -66,7 +66,7 @@ impl<'c> Upstreams<'c> {
             named.used = true;
             return named.place;
         }
-        if text.contains("://") {
+        if text.contains("://") || text.starts_with("unix:") {
             let key = text.to_ascii_lowercase();
             if let Some(Some(place)) = self.origins.get(&key) {
                 return Some(*place);
@@ -123,50 +123,62 @@ impl<'c> Upstreams<'c> {
             }
             parsed.into_iter().collect::<Option<Vec<_>>>()
         });
+        let standard = Settings::new(name.into(), Vec::new());
         let wait = |name, default| section.item(name).map_or(Some(default), |item| item.duration(WAIT));
-        let count = |name, least, default| {
-            let count = section.item(name).map_or(Some(default), |item| item.count(least..=MOST));
+        let count = |name, range, default: usize| {
+            let count = section.item(name).map_or(Some(wide(default)), |item| item.count(range));
             count.and_then(|count| usize::try_from(count).ok())
         };
-        let connect_timeout = wait("connect_timeout", CONNECT_TIMEOUT);
-        let response_timeout = wait("response_timeout", RESPONSE_TIMEOUT);
-        let idle_timeout = wait("idle_timeout", IDLE_TIMEOUT);
-        let max_in_flight = count("max_in_flight", 1, MAX_IN_FLIGHT);
-        let max_queued = count("max_queued", 0, MAX_QUEUED);
-        let secure = servers.as_ref().map(|servers| servers.iter().any(|server| server.scheme == Scheme::HTTPS));
+        let few = |name, most, default: u32| {
+            let count = section.item(name).map_or(Some(u64::from(default)), |item| item.count(0..=most));
+            count.and_then(|count| u32::try_from(count).ok())
+        };
+        // Each is read before any is missed, so that all mistakes are told.
+        let connect_timeout = wait("connect_timeout", standard.connect_timeout);
+        let response_timeout = wait("response_timeout", standard.response_timeout);
+        let idle_timeout = wait("idle_timeout", standard.idle_timeout);
+        let max_in_flight = count("max_in_flight", 1..=MOST, standard.max_in_flight);
+        let max_queued = count("max_queued", 0..=MOST, standard.max_queued);
+        let queue_timeout = wait("queue_timeout", standard.queue_timeout);
+        let dns_ttl = wait("dns_ttl", standard.dns_ttl);
+        let health = match section.item("health") {
+            None => Some(None),
+            Some(item) => health(&item).map(Some),
+        };
+        let eject_after = few("eject_after", 1000, standard.eject_after);
+        let eject_for = wait("eject_for", standard.eject_for);
+        let retry_budget = few("retry_budget", 100, standard.retry_budget);
+        let secure = servers.as_ref().map(|servers| servers.iter().any(is_secure));
         let tls = self.tls(section, secure);
         let server_name = match section.item("server_name") {
             None => Some(None),
             Some(item) => server_name(&item).map(Some),
         };
         Some(Settings {
-            name: name.into(),
             servers: servers?,
             connect_timeout: connect_timeout?,
             response_timeout: response_timeout?,
             idle_timeout: idle_timeout?,
             max_in_flight: max_in_flight?,
             max_queued: max_queued?,
+            queue_timeout: queue_timeout?,
+            dns_ttl: dns_ttl?,
+            health: health?,
+            eject_after: eject_after?,
+            eject_for: eject_for?,
+            retry_budget: retry_budget?,
             tls: tls?,
             server_name: server_name?,
+            allows_link_local: unsafe_link_local?,
+            ..standard
         })
     }
 
     fn unnamed(&mut self, item: &Item<'c>, text: &str) -> Option<Settings> {
         let server = self.server(item, false)?;
-        let tls = if server.scheme == Scheme::HTTPS { Some(self.plain_tls(item)?) } else { None };
+        let tls = if is_secure(&server) { Some(self.plain_tls(item)?) } else { None };
         item.warn("this upstream has one server: while it restarts, its routes answer 502");
-        Some(Settings {
-            name: text.into(),
-            servers: vec![server],
-            connect_timeout: CONNECT_TIMEOUT,
-            response_timeout: RESPONSE_TIMEOUT,
-            idle_timeout: IDLE_TIMEOUT,
-            max_in_flight: usize::try_from(MAX_IN_FLIGHT).ok()?,
-            max_queued: usize::try_from(MAX_QUEUED).ok()?,
-            tls,
-            server_name: None,
-        })
+        Some(Settings { tls, ..Settings::new(text.into(), vec![server]) })
     }
 
     fn server(&mut self, item: &Item<'c>, link_local: bool) -> Option<Origin> {
@@ -178,7 +190,10 @@ impl<'c> Upstreams<'c> {
                 return None;
             }
         };
-        if !link_local && origin::is_link_local(server.authority.host()) {
+        if let Place::Host(authority) = &server.place
+            && !link_local
+            && origin::is_link_local(authority.host())
+        {
             item.error(
                 &format!("{} is a link-local or metadata address", item.shown(text)),
                 Some("machines get their credentials there; if it must be: `[upstreams.NAME]` with `unsafe_link_local = true`"),
@@ -199,13 +214,13 @@ impl<'c> Upstreams<'c> {
 
     /// Why the name of a server leads nowhere it should.
     fn resolve(&mut self, server: &Origin, link_local: bool) -> Option<String> {
-        let host = server.authority.host().trim_start_matches('[').trim_end_matches(']');
-        let standard = if server.scheme == Scheme::HTTPS { 443 } else { 80 };
-        let port = server.authority.port_u16().unwrap_or(standard);
+        let Place::Host(authority) = &server.place else { return None };
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let port = authority.port_u16().unwrap_or(server.protocol.port());
         let find = || match (host, port).to_socket_addrs() {
             Err(_) => Some("cannot be resolved".to_owned()),
             Ok(mut found) => {
-                let forbidden = !link_local && found.any(|address| origin::is_link_local_address(address.ip()));
+                let forbidden = !link_local && found.any(|address| address::is_link_local(address.ip()));
                 forbidden.then(|| "resolves to a link-local or metadata address".to_owned())
             }
         };
@@ -275,6 +290,36 @@ impl<'c> Upstreams<'c> {
         }
         self.plain_tls.clone()
     }
+}
+
+fn is_secure(server: &Origin) -> bool {
+    server.protocol == Protocol::Https
+}
+
+/// How the servers are asked whether they are well.
+fn health(item: &Item<'_>) -> Option<Check> {
+    if item.as_text().is_some() {
+        item.error("expected a table, found a string", Some("write health = { path = \"/healthz\" }"));
+        return None;
+    }
+    let section = item.section("upstreams.NAME.health")?;
+    let path = section.required("path", "health = { path = \"/healthz\" }").and_then(|item| {
+        let text = item.text()?;
+        let path = text.parse::<PathAndQuery>().ok().filter(|_| text.starts_with('/') && !text.contains('#'));
+        if path.is_none() {
+            let suggestion = "a path begins with a slash: health = { path = \"/healthz\" }";
+            item.error(&format!("{} is not a path", item.shown(text)), Some(suggestion));
+        }
+        path
+    });
+    let wait = |name, default| section.item(name).map_or(Some(default), |item| item.duration(WAIT));
+    let few = |name, default: u32| {
+        let count = section.item(name).map_or(Some(u64::from(default)), |item| item.count(1..=100));
+        count.and_then(|count| u32::try_from(count).ok())
+    };
+    let (every, timeout) = (wait("every", CHECK_EVERY), wait("timeout", CHECK_TIMEOUT));
+    let (healthy, unhealthy) = (few("healthy", CHECK_HEALTHY), few("unhealthy", CHECK_UNHEALTHY));
+    Some(Check { path: path?, every: every?, timeout: timeout?, healthy: healthy?, unhealthy: unhealthy? })
 }
 
 fn server_name(item: &Item<'_>) -> Option<ServerName<'static>> {

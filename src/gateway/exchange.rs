@@ -10,16 +10,18 @@ use std::{
 };
 
 use http::{HeaderValue, Response};
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
 
-use super::{Answer, Content, common};
+use super::{Answer, Content, Tunnel, common};
 use crate::{
     auth::Principal,
     body::{self, Ending, Pace, Progress, Upload},
-    limits::{Hits, Limit},
+    limits::{Hits, Limit, Limits},
     record::{Access, Decision, Log},
     rejection::{Code, Rejection},
     route::Route,
+    upstream::{self, Held},
 };
 
 /// The status in the record of a request whose client went away before it was answered.
@@ -34,7 +36,7 @@ pub struct Exchange {
     log: Log,
     request_id: HeaderValue,
     upload: Option<Arc<Progress>>,
-    place: Option<OwnedSemaphorePermit>,
+    held: Option<Held>,
     pace: Option<Arc<Pace>>,
     busy: Busy,
 }
@@ -48,6 +50,8 @@ pub struct Activity {
     indulged: AtomicBool,
     overdue: AtomicBool,
     hits: Arc<Hits>,
+    switched: AtomicBool,
+    tunnel: Mutex<Option<Box<Tunnel>>>,
 }
 
 /// A request under way on a connection, while it lives.
@@ -62,6 +66,8 @@ impl Activity {
             since: Mutex::new(Instant::now()),
             indulged: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
+            switched: AtomicBool::new(false),
+            tunnel: Mutex::new(None),
             hits: Arc::clone(hits),
         })
     }
@@ -76,6 +82,21 @@ impl Activity {
         self.indulged.load(Ordering::Relaxed)
     }
 
+    /// Whether the connection speaks another protocol from now on.
+    pub fn is_switched(&self) -> bool {
+        self.switched.load(Ordering::Relaxed)
+    }
+
+    /// What the connection has become, for the one who serves it to run.
+    pub fn tunnel(&self) -> Option<Box<Tunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn switch(&self, tunnel: Tunnel) {
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
+        self.switched.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn indulge(&self) {
         self.indulged.store(true, Ordering::Relaxed);
     }
@@ -86,11 +107,11 @@ impl Activity {
     }
 
     /// Ends when an exchange has lasted for `whole`, on a connection that has one at a time. What is recorded of the
-    /// exchange says so.
+    /// exchange says so. A WebSocket has an age of its own.
     pub async fn overdue(&self, whole: Duration) {
         loop {
             let now = Instant::now();
-            let ends = if self.is_busy() { self.since() + whole } else { now + whole };
+            let ends = if self.is_busy() && !self.is_switched() { self.since() + whole } else { now + whole };
             if ends <= now {
                 self.overdue.store(true, Ordering::Relaxed);
                 return;
@@ -149,7 +170,7 @@ impl Exchange {
     pub(super) fn open(log: &Log, record: Access, busy: Busy, pace: Option<Arc<Pace>>) -> Self {
         let request_id = HeaderValue::try_from(&record.request_id).unwrap_or(HeaderValue::from_static("none"));
         let (record, log) = (Some(Box::new(record)), log.clone());
-        Self { record, log, request_id, upload: None, place: None, pace, busy }
+        Self { record, log, request_id, upload: None, held: None, pace, busy }
     }
 
     pub(super) fn request_id(&self) -> HeaderValue {
@@ -196,9 +217,9 @@ impl Exchange {
         self.note(|record| record.decision = decision);
     }
 
-    /// Keeps a place among the upstream's requests in flight until the answer has ended.
-    pub(super) fn hold(&mut self, place: OwnedSemaphorePermit) {
-        self.place = Some(place);
+    /// Keeps the upstream's connection until the answer has ended.
+    pub(super) fn hold(&mut self, held: Held) {
+        self.held = Some(held);
     }
 
     /// Binds the record to the answer that is to be sent.
@@ -209,9 +230,31 @@ impl Exchange {
         let pace = self.pace.take();
         let body = match content {
             Content::Ours(bytes) => body::Answer::whole(bytes, self),
+            Content::Switched(_) => body::Answer::whole(bytes::Bytes::new(), self),
             Content::Upstream { body, idle_timeout } => body::Answer::upstream(body, idle_timeout, self),
         };
         Response::from_parts(parts, body.paced(pace))
+    }
+
+    /// Makes the connection the upstream's, if its 101 agrees to what was asked for. The record is written when that ends.
+    pub(super) fn switch(
+        mut self,
+        response: Response<Content>,
+        downstream: Option<OnUpgrade>,
+        activity: &Activity,
+        limits: &Limits,
+    ) -> Response<Answer> {
+        let (mut parts, content) = response.into_parts();
+        let (Content::Switched(upstream), Some(downstream), Some(mut held)) = (content, downstream, self.held.take())
+        else {
+            return self.refuse(&Rejection::from(upstream::Error::Invalid));
+        };
+        held.release();
+        common(&mut parts.headers, self.request_id());
+        self.note(|record| record.status = parts.status.as_u16());
+        let (age, idle_timeout) = (limits.websocket_age, limits.websocket_idle_timeout);
+        activity.switch(Tunnel { downstream, upstream, held, exchange: self, age, idle_timeout });
+        Response::from_parts(parts, body::Answer::unrecorded(bytes::Bytes::new()))
     }
 
     /// Answers with `rejection`.
@@ -261,6 +304,9 @@ impl Exchange {
 
 impl Ending for Exchange {
     fn ended(mut self, bytes: u64, complete: bool) {
+        if let Some(held) = self.held.take().filter(|_| complete) {
+            held.settle();
+        }
         self.write(bytes, complete);
     }
 }

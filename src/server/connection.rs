@@ -196,7 +196,8 @@ impl Served {
             self.closing.store(true, Ordering::Relaxed);
             leave.cancel();
         }
-        if http1 && (self.closing.load(Ordering::Relaxed) || fault.is_some()) {
+        let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if http1 && !stays && (self.closing.load(Ordering::Relaxed) || fault.is_some()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
@@ -213,7 +214,8 @@ async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
         .header_read_timeout(None)
         .max_headers(limits.headers + 16)
         .max_buf_size((limits.head_bytes + 16 * 1024).max(64 * 1024))
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let mut idle = std::pin::pin!(tokio::time::sleep(limits.idle_timeout));
     let mut draining = false;
@@ -223,6 +225,9 @@ async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(peer = %served.peer, %error, "connection ended");
+                }
+                if let Some(tunnel) = served.activity.tunnel() {
+                    tunnel.run(drain).await;
                 }
                 return;
             }

@@ -3,6 +3,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{Settings, crowd};
+use crate::upstream;
 
 /// Descriptors for everything but connections: files, logs, runtimes, name look-ups.
 const SPARE: usize = 128;
@@ -12,7 +13,8 @@ impl Settings {
     /// what fits into it together with the connections to the upstreams.
     pub fn fit_descriptors(&mut self) {
         let Some(descriptors) = raised() else { return };
-        let upstream = self.upstreams.iter().map(|upstream| upstream.max_in_flight).fold(0, usize::saturating_add);
+        let most = |upstream: &upstream::Settings| upstream.max_in_flight.saturating_mul(upstream.servers.len());
+        let upstream = self.upstreams.iter().map(most).fold(0, usize::saturating_add);
         let wanted = self.limits.connections;
         let connections = carried(wanted, upstream, descriptors);
         if connections < wanted {

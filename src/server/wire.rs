@@ -195,6 +195,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
                 this.ready -= now;
                 return Poll::Ready(Ok(()));
             }
+            if this.activity.is_switched() {
+                // What comes is no longer HTTP.
+                this.deadline = None;
+                if this.held.is_empty() {
+                    return Pin::new(&mut this.io).poll_read(cx, out);
+                }
+                this.ready = this.held.len();
+                continue;
+            }
             match this.framing {
                 Framing::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
                 Framing::Refused => return Poll::Pending,

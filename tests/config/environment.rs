@@ -35,7 +35,7 @@ fn the_environment_overrides_the_file() {
     assert_eq!(config.limits.drain, Duration::from_secs(45));
     assert_eq!((config.limits.connections, config.limits.head_bytes), (12, 65536));
     assert!(matches!(&config.access_log, AccessLog::File(path) if path.ends_with("12")));
-    assert_eq!(config.upstreams[0].servers[1].authority.as_str(), "b:2");
+    assert_eq!(config.upstreams[0].servers[1].to_string(), "http://b:2");
 }
 
 #[test]

@@ -22,3 +22,4 @@ mod support;
 mod tls;
 mod upstreams;
 mod vectors;
+mod websocket;

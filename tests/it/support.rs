@@ -315,6 +315,26 @@ impl Client {
         }
     }
 
+    /// Reads the head of an answer, and nothing behind it.
+    pub(crate) fn head(&mut self) -> String {
+        self.read_until(b"\r\n\r\n");
+        let end = find(&self.rest, b"\r\n\r\n").unwrap() + 4;
+        String::from_utf8(self.rest.drain(..end).collect()).unwrap()
+    }
+
+    /// Reads so many bytes.
+    pub(crate) fn exactly(&mut self, length: usize) -> Vec<u8> {
+        while self.rest.len() < length {
+            assert!(self.fill(), "only {:?} came", self.rest);
+        }
+        self.rest.drain(..length).collect()
+    }
+
+    /// What has come and was not taken yet.
+    pub(crate) fn seen(&self) -> Vec<u8> {
+        self.rest.clone()
+    }
+
     /// Reads one answer to its end.
     pub(crate) fn answer(&mut self) -> Answer {
         self.answer_to("GET")
@@ -380,7 +400,7 @@ impl Client {
         loop {
             match self.stream.read(&mut space) {
                 Ok(0) => return true,
-                Ok(_) => {}
+                Ok(count) => self.rest.extend_from_slice(&space[..count]),
                 Err(error) => return !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
             }
         }

@@ -103,24 +103,15 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
         upstream_path: None,
         body_limit_bytes: None,
         response_timeout: None,
+        websocket: false,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
     };
-    let seconds = std::time::Duration::from_secs;
-    let upstream = upstream::Settings {
-        name: "test".into(),
-        servers: vec![upstream::Origin {
-            scheme: http::uri::Scheme::HTTP,
-            authority: upstream.address.to_string().parse().unwrap(),
-        }],
-        connect_timeout: seconds(3),
-        response_timeout: seconds(30),
-        idle_timeout: seconds(60),
-        max_in_flight: 10,
-        max_queued: 10,
-        tls: None,
-        server_name: None,
+    let origin = upstream::Origin {
+        protocol: upstream::Protocol::Http,
+        place: upstream::Place::Host(upstream.address.to_string().parse().unwrap()),
     };
+    let upstream = upstream::Settings::new("test".into(), vec![origin]);
     let chain = tls::certificates(&files.join("cert.pem")).unwrap();
     let certified = tls::certified_key(chain, tls::private_key(&files.join("key.pem")).unwrap()).unwrap();
     Settings {

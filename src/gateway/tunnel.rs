@@ -1,0 +1,293 @@
+//! A WebSocket between a client and an upstream, from the upstream's 101 to its end.
+//!
+//! Source: RFC 6455; RFC 9110, section 7.8.
+
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Exchange;
+use crate::{body::Ending as _, headers, upstream::Held};
+
+/// Bytes that are read at once, in either direction.
+const BUFFER_BYTES: usize = 16 * 1024;
+/// How long the connections may take to be handed over after the 101, and to close.
+const HAND_OVER: Duration = Duration::from_secs(10);
+/// The close frame of a server that goes away (RFC 6455, sections 5.5.1 and 7.4.1).
+const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
+const UPGRADE: HeaderValue = HeaderValue::from_static("Upgrade");
+
+/// What a request asks its connection to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asks {
+    Nothing,
+    WebSocket,
+    /// Another protocol, or a WebSocket in a form that none has.
+    Other,
+}
+
+impl Asks {
+    /// What the head of a request asks for. An `Upgrade` that `Connection` does not name is no question, and does not
+    /// go on.
+    pub(super) fn of(parts: &Parts) -> Self {
+        if parts.version == Version::HTTP_2
+            || !parts.headers.contains_key(header::UPGRADE)
+            || !headers::lists(&parts.headers, header::CONNECTION, "upgrade")
+        {
+            return Self::Nothing;
+        }
+        let one = |name: header::HeaderName| {
+            let mut values = parts.headers.get_all(name).iter();
+            values.next().filter(|_| values.next().is_none())
+        };
+        let is_websocket =
+            one(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let has_version = one(header::SEC_WEBSOCKET_VERSION).is_some_and(|value| value == "13");
+        let has_key = one(header::SEC_WEBSOCKET_KEY).is_some_and(|value| value.len() == 24);
+        let has_body =
+            parts.headers.contains_key(header::CONTENT_LENGTH) || parts.headers.contains_key(header::TRANSFER_ENCODING);
+        let is_whole = is_websocket && has_version && has_key && !has_body && parts.method == Method::GET;
+        if is_whole { Self::WebSocket } else { Self::Other }
+    }
+}
+
+/// Adds to the headers of a request or of an answer what makes its connection a WebSocket.
+pub(super) fn upgrade(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, UPGRADE);
+    headers.insert(header::UPGRADE, WEBSOCKET);
+}
+
+/// Both connections of a WebSocket, before and while bytes pass between them.
+#[derive(Debug)]
+pub struct Tunnel {
+    pub(super) downstream: OnUpgrade,
+    pub(super) upstream: OnUpgrade,
+    /// The upstream's connection, which is not used again.
+    pub(super) held: Held,
+    pub(super) exchange: Exchange,
+    /// The longest time it may last, and the longest pause.
+    pub(super) age: Duration,
+    pub(super) idle_timeout: Duration,
+}
+
+/// Bytes that passed, and when the last did.
+#[derive(Debug)]
+struct Passed {
+    began: Instant,
+    up: AtomicU64,
+    down: AtomicU64,
+    /// Milliseconds from `began`.
+    moved: AtomicU64,
+}
+
+impl Tunnel {
+    /// Passes bytes both ways until one side ends, it is too old or too quiet, or `drain` is told; records it then.
+    pub async fn run(self, drain: CancellationToken) {
+        let Self { downstream, upstream, held, mut exchange, age, idle_timeout } = self;
+        let passed = Passed::new();
+        let both = async { tokio::try_join!(downstream, upstream) };
+        let complete = match tokio::time::timeout(HAND_OVER, both).await {
+            Ok(Ok((downstream, upstream))) => {
+                relay(downstream, upstream, &passed, age, idle_timeout, drain).await.is_ok()
+            }
+            Ok(Err(_)) | Err(_) => false,
+        };
+        drop(held);
+        exchange.note_received(passed.up.load(Ordering::Relaxed));
+        exchange.ended(passed.down.load(Ordering::Relaxed), complete);
+    }
+}
+
+impl Passed {
+    fn new() -> Self {
+        let (up, down, moved) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self { began: Instant::now(), up, down, moved }
+    }
+
+    fn note(&self, counter: &AtomicU64, bytes: usize) {
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved.store(since, Ordering::Relaxed);
+    }
+
+    /// Ends when nothing has passed for `patience`.
+    async fn quiet(&self, patience: Duration) {
+        loop {
+            let until = self.began + Duration::from_millis(self.moved.load(Ordering::Relaxed)) + patience;
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+/// Passes bytes until both sides have ended.
+///
+/// # Errors
+/// What broke it off: a connection's own error; `TimedOut` after its age or a pause; `Interrupted` for a drain.
+async fn relay(
+    downstream: Upgraded,
+    upstream: Upgraded,
+    passed: &Passed,
+    age: Duration,
+    idle_timeout: Duration,
+    drain: CancellationToken,
+) -> io::Result<()> {
+    let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(downstream));
+    let (mut from_service, mut to_service) = tokio::io::split(TokioIo::new(upstream));
+    let mut frames = Frames::default();
+    let ended = {
+        let up = pump(&mut from_client, &mut to_service, |bytes| passed.note(&passed.up, bytes.len()));
+        let down = pump(&mut from_service, &mut to_client, |bytes| {
+            frames.read(bytes);
+            passed.note(&passed.down, bytes.len());
+        });
+        tokio::select! {
+            ended = async { tokio::try_join!(up, down) } => ended.map(|_| ()),
+            () = tokio::time::sleep(age) => Err(io::ErrorKind::TimedOut.into()),
+            () = passed.quiet(idle_timeout) => Err(io::ErrorKind::TimedOut.into()),
+            () = drain.cancelled() => Err(io::ErrorKind::Interrupted.into()),
+        }
+    };
+    if ended.is_err() {
+        let leave = async {
+            // Within a message of the service a frame of ours would be read as a part of it.
+            if frames.is_between() {
+                let _ = to_client.write_all(&GOING_AWAY).await;
+            }
+            let _ = to_client.shutdown().await;
+        };
+        let _ = tokio::time::timeout(HAND_OVER, leave).await;
+    }
+    ended
+}
+
+/// Passes on what comes from `reader` until it ends, and then ends `writer`; what is passed is told before.
+async fn pump<T: AsyncRead + AsyncWrite, U: AsyncRead + AsyncWrite>(
+    reader: &mut ReadHalf<T>,
+    writer: &mut WriteHalf<U>,
+    mut tell: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let length = reader.read(&mut buffer).await?;
+        let bytes = buffer.get(..length).unwrap_or_default();
+        if bytes.is_empty() {
+            return writer.shutdown().await;
+        }
+        tell(bytes);
+        writer.write_all(bytes).await?;
+        writer.flush().await?;
+    }
+}
+
+/// Where in the frames of a WebSocket the bytes that passed have ended.
+///
+/// Source: RFC 6455, section 5.2.
+#[derive(Debug, Default)]
+struct Frames {
+    head: [u8; 14],
+    filled: usize,
+    payload_left: u64,
+}
+
+impl Frames {
+    fn is_between(&self) -> bool {
+        self.filled == 0 && self.payload_left == 0
+    }
+
+    fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(bytes.len());
+            self.payload_left -= skipped as u64;
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            let Some((byte, rest)) = bytes.split_first().filter(|_| self.payload_left == 0) else { continue };
+            bytes = rest;
+            if let Some(place) = self.head.get_mut(self.filled) {
+                *place = *byte;
+            }
+            self.filled += 1;
+            if let Some(length) = self.payload() {
+                (self.filled, self.payload_left) = (0, length);
+            }
+        }
+    }
+
+    /// The length of the payload, once the head is whole.
+    fn payload(&self) -> Option<u64> {
+        let [_, second, extended @ ..] = self.head;
+        let mask = if second & 0x80 == 0 { 0 } else { 4 };
+        let (bytes, length) = match second & 0x7f {
+            126 => (2, extended.iter().take(2).fold(0, |length, byte| length << 8 | u64::from(*byte))),
+            127 => (8, extended.iter().take(8).fold(0, |length, byte| length << 8 | u64::from(*byte))),
+            length => (0, u64::from(length)),
+        };
+        (self.filled >= 2 && self.filled == 2 + bytes + mask).then_some(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_followed_byte_by_byte() {
+        let mut stream = vec![0x81, 2, b'h', b'i'];
+        stream.extend([0x82, 126, 1, 0]);
+        stream.extend([7; 256]);
+        stream.extend([0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+        stream.extend(vec![7; 65536]);
+        stream.extend([0x89, 0x80, 1, 2, 3, 4, 0x8a, 0]);
+        let ends = [4, 4 + 260, 264 + 65546, 65810 + 6, 65816 + 2];
+        let mut frames = Frames::default();
+        let mut between = Vec::new();
+        for (at, byte) in stream.iter().enumerate() {
+            frames.read(&[*byte]);
+            if frames.is_between() {
+                between.push(at + 1);
+            }
+        }
+        assert_eq!(between, ends);
+        let mut frames = Frames::default();
+        frames.read(&stream);
+        assert!(frames.is_between());
+        frames.read(&[0x81, 5, b'h']);
+        assert!(!frames.is_between());
+    }
+
+    #[test]
+    fn an_upgrade_is_asked_for_in_one_form() {
+        let head = |more: &[(&str, &str)]| {
+            let mut request = http::Request::get("/").version(Version::HTTP_11);
+            for (name, value) in more {
+                request = request.header(*name, *value);
+            }
+            Asks::of(&request.body(()).unwrap().into_parts().0)
+        };
+        let key = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        let version = ("sec-websocket-version", "13");
+        let (upgrade, connection) = (("upgrade", "WebSocket"), ("connection", "keep-alive, Upgrade"));
+        assert_eq!(head(&[upgrade, connection, version, key]), Asks::WebSocket);
+        assert_eq!(head(&[upgrade, version, key]), Asks::Nothing);
+        assert_eq!(head(&[connection]), Asks::Nothing);
+        assert_eq!(head(&[("upgrade", "h2c"), connection, version, key]), Asks::Other);
+        assert_eq!(head(&[("upgrade", "websocket, h2c"), connection, version, key]), Asks::Other);
+        assert_eq!(head(&[upgrade, upgrade, connection, version, key]), Asks::Other);
+        assert_eq!(head(&[upgrade, connection, key]), Asks::Other);
+        assert_eq!(head(&[upgrade, connection, version, ("sec-websocket-key", "short")]), Asks::Other);
+        assert_eq!(head(&[upgrade, connection, version, key, ("content-length", "1")]), Asks::Other);
+    }
+}
