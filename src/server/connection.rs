@@ -208,7 +208,8 @@ async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
     let limits = &served.gateway.limits;
     let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
     let io = TokioIo::new(Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity)));
-    let service = service_fn(|request| Arc::clone(served).answer(request));
+    // The library keeps the place for a request's work for as long as the connection lasts.
+    let service = service_fn(|request| Box::pin(Arc::clone(served).answer(request)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
@@ -227,7 +228,7 @@ async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
                     tracing::debug!(peer = %served.peer, %error, "connection ended");
                 }
                 if let Some(tunnel) = served.activity.tunnel() {
-                    tunnel.run(drain).await;
+                    Box::pin(tunnel.run(drain)).await;
                 }
                 return;
             }
