@@ -1,22 +1,22 @@
 //! Bodies on their way through: read whole where they are verified, passed on piece by piece where they are not.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
+use crate::limits::Limit;
+
 mod answer;
 mod pace;
+mod room;
 mod upload;
 
 pub use answer::{Answer, BrokenOff, Ending};
 pub use pace::Pace;
+pub use room::{Room, Taken};
 pub use upload::{Outbound, Progress, Streamed, Upload};
 
 /// Why a client's body cannot be taken.
@@ -29,6 +29,8 @@ pub enum Error {
     Broken,
     /// All bodies together hold as much memory as they may.
     NoRoom,
+    /// Those of one client do.
+    NoShare,
 }
 
 impl fmt::Display for Error {
@@ -38,50 +40,12 @@ impl fmt::Display for Error {
             Self::TooSlow => "the body came too slowly",
             Self::Broken => "the body broke off or is malformed",
             Self::NoRoom => "too many bodies are being read",
+            Self::NoShare => "too many bodies of one client are being read",
         })
     }
 }
 
 impl std::error::Error for Error {}
-
-/// Memory that bodies read whole may take, over all requests.
-#[derive(Debug)]
-pub struct Room {
-    free: AtomicUsize,
-}
-
-/// A part of a [`Room`] that is taken until this is dropped.
-#[derive(Debug)]
-pub struct Taken<'r> {
-    room: &'r Room,
-    bytes: usize,
-}
-
-impl Room {
-    /// A room of `bytes`.
-    pub fn new(bytes: usize) -> Self {
-        Self { free: AtomicUsize::new(bytes) }
-    }
-
-    fn take(&self) -> Taken<'_> {
-        Taken { room: self, bytes: 0 }
-    }
-}
-
-impl Taken<'_> {
-    fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        let take = |free: usize| free.checked_sub(bytes);
-        self.room.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| Error::NoRoom)?;
-        self.bytes += bytes;
-        Ok(())
-    }
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        self.room.free.fetch_add(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// Where a body may end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +67,7 @@ impl End {
 }
 
 /// Reads all of `body`, at most `limit_bytes`, within `timeout`. `declared` is what its `Content-Length` said, which
-/// it must be: a browser that gives up can end a short body cleanly over HTTP/2.
+/// it must be: a browser that gives up can end a short body cleanly over HTTP/2. `taken` grows with what comes.
 ///
 /// # Errors
 /// [`Error`]; the body is not read further then, and its rest is in the connection.
@@ -113,12 +77,11 @@ pub async fn read_whole<'r, B: Body<Data = Bytes> + Unpin>(
     end: End,
     limit_bytes: u64,
     timeout: Duration,
-    room: &'r Room,
+    mut taken: Taken<'r>,
 ) -> Result<(Bytes, Taken<'r>), Error> {
     if declared.is_some_and(|length| length > limit_bytes) {
         return Err(Error::TooLarge);
     }
-    let mut taken = room.take();
     let reading = async {
         let mut first = Bytes::new();
         let mut whole = BytesMut::new();
@@ -149,21 +112,24 @@ pub async fn read_whole<'r, B: Body<Data = Bytes> + Unpin>(
 }
 
 /// Throws away what comes of `body`, at most `limit_bytes` within `timeout`, so that a client that is still sending
-/// gets to read its answer. Answers whether the client stopped by itself.
+/// gets to read its answer.
+///
+/// # Errors
+/// The limit that ended it before the client did.
 ///
 /// Source: RFC 9112, section 9.6; over HTTP/1.1 browsers lose an answer that is followed by a reset.
-pub async fn discard(mut body: Incoming, limit_bytes: u64, timeout: Duration) -> bool {
+pub async fn discard(mut body: Incoming, limit_bytes: u64, timeout: Duration) -> Result<(), Limit> {
     let reading = async {
         let mut length = 0_u64;
         while let Some(Ok(frame)) = body.frame().await {
             length += frame.data_ref().map_or(0, |data| data.len() as u64);
             if length > limit_bytes {
-                return false;
+                return Err(Limit::DiscardBytes);
             }
         }
-        true
+        Ok(())
     };
-    tokio::time::timeout(timeout, reading).await.unwrap_or(false)
+    tokio::time::timeout(timeout, reading).await.unwrap_or(Err(Limit::DiscardTimeout))
 }
 
 #[cfg(test)]
@@ -199,13 +165,11 @@ mod tests {
     }
 
     fn read(frames: &[&'static str], is_ended: bool, declared: Option<u64>, end: End) -> Result<Bytes, Error> {
-        let room = Room::new(10);
+        let room = Room::new(10, 10);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let mut body = Frames { frames: frames.to_vec(), is_ended };
-        let reading = read_whole(&mut body, declared, end, 8, Duration::from_secs(5), &room);
-        let whole = runtime.block_on(reading).map(|(whole, _)| whole);
-        assert_eq!(room.free.load(Ordering::Relaxed), 10, "what was taken is given back");
-        whole
+        let reading = read_whole(&mut body, declared, end, 8, Duration::from_secs(5), room.take(None));
+        runtime.block_on(reading).map(|(whole, _)| whole)
     }
 
     #[test]
@@ -223,15 +187,5 @@ mod tests {
         assert_eq!(read(&["ab"], true, None, End::Said).unwrap(), "ab");
         assert_eq!(read(&["ab"], false, None, End::Said), Err(Error::Broken));
         assert_eq!(read(&["ab"], false, None, End::Framed).unwrap(), "ab");
-    }
-
-    #[test]
-    fn all_bodies_together_have_a_bound() {
-        let room = Room::new(4);
-        let mut first = room.take();
-        assert_eq!(first.grow(3), Ok(()));
-        assert_eq!(room.take().grow(2), Err(Error::NoRoom));
-        drop(first);
-        assert_eq!(room.take().grow(4), Ok(()));
     }
 }

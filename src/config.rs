@@ -14,7 +14,7 @@ use std::{
 use figment::{Figment, Profile, Provider as _, value::Dict};
 use sha2::{Digest as _, Sha256};
 
-use crate::{limits::Limits, route::RouteTable, server, tls, upstream::Settings};
+use crate::{headers::Proxies, limits::Limits, route::RouteTable, server, tls, upstream::Settings};
 
 mod app;
 mod certificate;
@@ -26,6 +26,7 @@ mod listener;
 mod mask;
 mod origin;
 mod problem;
+mod proxies;
 mod reference;
 mod routes;
 mod section;
@@ -66,6 +67,10 @@ pub struct Listener {
     pub certificates: Arc<rustls::sign::CertifiedKey>,
     /// Lower-case host names; empty: any.
     pub names: Vec<String>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Proxies,
+    /// Who begins each connection with a header of the PROXY protocol.
+    pub proxy_protocol: Proxies,
 }
 
 impl From<Config> for server::Settings {
@@ -73,6 +78,8 @@ impl From<Config> for server::Settings {
         Self {
             certificate: config.listener.certificates,
             names: config.listener.names,
+            trusted_proxies: config.listener.trusted_proxies,
+            proxy_protocol: config.listener.proxy_protocol,
             routes: config.routes,
             upstreams: config.upstreams,
             limits: config.limits,

@@ -1,7 +1,7 @@
 //! A request's way, stage by stage.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -15,8 +15,9 @@ use crate::{
     auth::{self, BodyKind, Carried, Presented, Principal},
     body::{self, Pace, Room, Upload},
     clock::{Clock, unix_seconds},
-    cors, headers,
-    limits::Limits,
+    cors,
+    headers::{self, Client, Proxies},
+    limits::{Hits, Limits, Network},
     path::CanonicalPath,
     policy::{self, Permit},
     record::{Access, Decision, Log},
@@ -47,7 +48,10 @@ pub struct Gateway {
     pub limits: Limits,
     /// Lower-case host names; empty: any.
     pub names: Arc<[String]>,
+    /// Whose word on the client's address is taken.
+    pub trusted_proxies: Arc<Proxies>,
     pub room: Arc<Room>,
+    pub hits: Arc<Hits>,
     pub log: Log,
     pub clock: Clock,
 }
@@ -55,9 +59,12 @@ pub struct Gateway {
 /// What a connection tells of a request that it brings.
 #[derive(Debug)]
 pub struct Arrival {
+    /// Who is at the other end of it.
     pub client: Option<SocketAddr>,
     /// Why the bytes that came cannot be taken for a request; the request itself is a stand-in then.
     pub fault: Option<Fault>,
+    /// There are more connections than may be, and this one is only told so.
+    pub turned_away: bool,
     /// Keeps the connection from being idle.
     pub busy: Busy,
     /// Told what the client takes of the answer, where the connection does not show it.
@@ -93,7 +100,8 @@ impl Gateway {
         let upgrading = parts.extensions.remove::<OnUpgrade>();
         let mut body = Some(body);
         let now = self.clock.now();
-        let record = access(&arrival, &parts, now);
+        let client = arrival.client.map(|peer| self.trusted_proxies.client(peer, &parts.headers));
+        let record = access(&arrival, client, &parts, now);
         let activity = arrival.busy.activity();
         let mut exchange = Exchange::open(&self.log, record, arrival.busy, arrival.pace);
 
@@ -102,7 +110,8 @@ impl Gateway {
         let is_unclear = checked.is_err() && parts.version != Version::HTTP_2;
         let outcome = match checked {
             Ok(()) if cors::is_preflight(&parts.method, &parts.headers) => Ok(preflight(&mut exchange)),
-            Ok(()) => self.forward(&parts, &mut body, now, arrival.client, &mut exchange).await,
+            Ok(()) if arrival.turned_away => Err(Rejection::overloaded()),
+            Ok(()) => self.forward(&parts, &mut body, now, client, &mut exchange).await,
             Err(rejection) => Err(rejection),
         };
         let unread = body.filter(|body| !body.is_end_stream());
@@ -112,7 +121,12 @@ impl Gateway {
                 exchange.switch(response, upgrading, &activity, &self.limits)
             }
             Ok(response) => exchange.answer(response),
-            Err(rejection) => exchange.refuse(&rejection),
+            Err(rejection) => {
+                if let Some(limit) = rejection.limit {
+                    self.hits.hit(limit);
+                }
+                exchange.refuse(&rejection)
+            }
         };
         if closes || is_unclear {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -140,13 +154,13 @@ impl Gateway {
         let (parts, body) = request.into_parts();
         let mut body = Some(body);
         let now = self.clock.now();
-        let record = access(&arrival, &parts, now);
+        let record = access(&arrival, None, &parts, now);
         let mut exchange = Exchange::open(&self.log, record, arrival.busy, None);
         head::check(&parts, arrival.fault, &self.limits)?;
         if cors::is_preflight(&parts.method, &parts.headers) {
             return Ok(Verdict::Preflight);
         }
-        let admitted = self.admit(&parts, &mut body, now, &mut exchange).await?;
+        let admitted = self.admit(&parts, &mut body, now, None, &mut exchange).await?;
         let permit = admitted.permit()?;
         Ok(Verdict::Accept(Box::new(permit.principal().clone())))
     }
@@ -157,10 +171,11 @@ impl Gateway {
         parts: &Parts,
         body: &mut Option<Incoming>,
         now: SystemTime,
-        client: Option<SocketAddr>,
+        client: Option<Client>,
         exchange: &mut Exchange,
     ) -> Result<Response<Content>, Rejection> {
-        let admitted = self.admit(parts, body, now, exchange).await?;
+        let address = client.map(|client| client.address);
+        let admitted = self.admit(parts, body, now, address, exchange).await?;
         let permit = admitted.permit()?;
         let answered = self.ask(&permit, parts, &admitted, client, body, exchange).await?;
         Ok(self.passable(answered, parts, admitted.route, exchange))
@@ -172,6 +187,7 @@ impl Gateway {
         parts: &'r Parts,
         body: &mut Option<Incoming>,
         now: SystemTime,
+        address: Option<IpAddr>,
         exchange: &mut Exchange,
     ) -> Result<Admitted<'r>, Rejection> {
         head::check_host(parts, &self.names)?;
@@ -192,7 +208,7 @@ impl Gateway {
         }
         route.scheme.check_form(&parts.headers)?;
 
-        let limited = self.read_body(parts, body, route, exchange).await?;
+        let limited = self.read_body(parts, body, route, address, exchange).await?;
         let presented = Presented { headers: &parts.headers, query: parts.uri.query(), body: limited.carried() };
         let principal = route.scheme.verify(&presented, unix_seconds(now))?;
         exchange.note_principal(&principal);
@@ -206,6 +222,7 @@ impl Gateway {
         parts: &Parts,
         body: &mut Option<Incoming>,
         route: &Route,
+        address: Option<IpAddr>,
         exchange: &mut Exchange,
     ) -> Result<Limited<'_>, Rejection> {
         let Some(incoming) = body.as_mut().filter(|body| !body.is_end_stream()) else { return Ok(Limited::Nothing) };
@@ -214,15 +231,16 @@ impl Gateway {
             kind @ (BodyKind::Json | BodyKind::Text) => {
                 let limit_bytes = route.body_limit_bytes.unwrap_or(self.limits.body_bytes);
                 let timeout = self.limits.body_timeout;
+                let taken = self.room.take(address.map(Network::from));
                 let (whole, taken) =
-                    body::read_whole(incoming, declared, head::end(parts), limit_bytes, timeout, &self.room).await?;
+                    body::read_whole(incoming, declared, head::end(parts), limit_bytes, timeout, taken).await?;
                 exchange.note_received(whole.len() as u64);
                 Ok(if whole.is_empty() { Limited::Nothing } else { Limited::Read { whole, kind, _taken: taken } })
             }
             BodyKind::Opaque => {
                 let limit_bytes = route.body_limit_bytes.unwrap_or(self.limits.stream_bytes);
                 if declared.is_some_and(|length| length > limit_bytes) {
-                    return Err(body::Error::TooLarge.into());
+                    return Err(Rejection::streamed(body::Error::TooLarge));
                 }
                 Ok(Limited::Unread { limit_bytes })
             }
@@ -234,7 +252,7 @@ impl Gateway {
         permit: &Permit<'_>,
         parts: &Parts,
         admitted: &Admitted<'_>,
-        client: Option<SocketAddr>,
+        client: Option<Client>,
         body: &mut Option<Incoming>,
         exchange: &mut Exchange,
     ) -> Result<Answered, Rejection> {
@@ -248,8 +266,7 @@ impl Gateway {
             request_id: exchange.request_id(),
             traceparent: exchange::traceparent(),
             client: client.map_or(HeaderValue::from_static("unknown"), |client| {
-                HeaderValue::try_from(client.ip().to_canonical().to_string())
-                    .unwrap_or(HeaderValue::from_static("unknown"))
+                HeaderValue::try_from(client.address.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
             }),
             host: head::host(parts).and_then(|host| HeaderValue::try_from(host).ok()),
         };
@@ -366,7 +383,8 @@ fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits, activity: Arc<Ac
         // It ends with its connection, whose task is waited for.
         let discarding = body::discard(body, limits.discard_bytes, limits.discard_timeout);
         tokio::spawn(async move {
-            if !discarding.await {
+            if let Err(limit) = discarding.await {
+                activity.hit(limit);
                 activity.indulge();
             }
         });
@@ -374,7 +392,7 @@ fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits, activity: Arc<Ac
     http1 && waits
 }
 
-fn access(arrival: &Arrival, parts: &Parts, arrived: SystemTime) -> Access {
+fn access(arrival: &Arrival, client: Option<Client>, parts: &Parts, arrived: SystemTime) -> Access {
     let text = |name| {
         parts.headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
@@ -386,7 +404,7 @@ fn access(arrival: &Arrival, parts: &Parts, arrived: SystemTime) -> Access {
         method: if faulty { String::new() } else { parts.method.as_str().to_owned() },
         path: if faulty { String::new() } else { parts.uri.path().to_owned() },
         protocol: if parts.version == Version::HTTP_2 { "2" } else { "1.1" },
-        client: arrival.client,
+        client,
         user_agent: text(header::USER_AGENT),
         status: 0,
         route: None,

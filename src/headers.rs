@@ -10,9 +10,12 @@ use crate::{
     route::{HeaderEdits, Route},
 };
 
+mod forwarded;
 mod location;
 
 use location::{Location, own_path};
+
+pub use forwarded::{Client, Proxies};
 
 /// The proven user, for the upstream.
 pub const USER: HeaderName = HeaderName::from_static("countersign-user");

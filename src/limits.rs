@@ -2,11 +2,19 @@
 
 use std::time::Duration;
 
+mod hits;
+mod network;
+
+pub use hits::{Hits, Limit};
+pub use network::Network;
+
 /// What may grow, and how far; what may last, and how long. Each field is the key of the same name under `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Downstream connections at one time; one more is closed at once.
+    /// Downstream connections at one time. Beyond, those give way on which nothing was asked for longest.
     pub connections: usize,
+    /// Those of one client's address; `None`: as many as there may be.
+    pub connections_per_address: Option<usize>,
     /// Request line and headers together.
     pub head_bytes: usize,
     /// Header fields of a request.
@@ -37,11 +45,23 @@ pub struct Limits {
     pub drain: Duration,
     /// From the signal to stop until nothing more is accepted.
     pub drain_delay: Duration,
+    /// Time from a request's head to the end of its answer, however both move.
+    pub exchange_timeout: Duration,
+    /// Bytes of bodies that are read for verification, in all requests of one client's address together.
+    pub buffered_bytes_per_address: usize,
     /// A WebSocket, from its request to its end, and the longest pause in it.
     pub websocket_age: Duration,
     pub websocket_idle_timeout: Duration,
     /// Bytes of bodies that are read for verification, in all requests together.
     pub buffered_bytes: usize,
+}
+
+impl Limits {
+    /// What a body that is read whole can have at the most, and the key that bounds it.
+    pub fn whole_bytes(&self) -> (usize, Limit) {
+        let share = (self.buffered_bytes_per_address, Limit::BufferedBytesPerAddress);
+        if share.0 < self.buffered_bytes { share } else { (self.buffered_bytes, Limit::BufferedBytes) }
+    }
 }
 
 impl Default for Limits {
@@ -50,6 +70,7 @@ impl Default for Limits {
         const MIB: u64 = 1024 * KIB;
         Self {
             connections: 20_000,
+            connections_per_address: None,
             head_bytes: 32 * 1024,
             headers: 100,
             handshake_timeout: Duration::from_secs(10),
@@ -66,6 +87,8 @@ impl Default for Limits {
             streams: 100,
             drain: Duration::from_secs(30),
             drain_delay: Duration::ZERO,
+            exchange_timeout: Duration::from_secs(86_400),
+            buffered_bytes_per_address: 64 * 1024 * 1024,
             websocket_age: Duration::from_secs(3600),
             websocket_idle_timeout: Duration::from_secs(300),
             buffered_bytes: 256 * 1024 * 1024,

@@ -245,7 +245,7 @@ mod tests {
             method: "GET".into(),
             path: path.into(),
             protocol: "1.1",
-            client: Some("192.0.2.1:5".parse().unwrap()),
+            client: Some(crate::headers::Client { address: [192, 0, 2, 1].into(), port: Some(5) }),
             user_agent: Some("a\"\n\u{7f}".into()),
             status: 200,
             route: Some("/".into()),

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use crate::{auth, body, path::Ambiguous, policy, route::Methods, upstream};
+use crate::{auth, body, limits::Limit, path::Ambiguous, policy, route::Methods, upstream};
 
 /// How long a client is asked to wait where the gateway or an upstream has too much to do.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -20,6 +20,8 @@ pub struct Rejection {
     pub allow: Option<String>,
     /// Whom a valid MAC vouched for, for the records.
     pub proven: Option<auth::Claims>,
+    /// The limit of the gateway that is the reason, to be counted.
+    pub limit: Option<Limit>,
 }
 
 macro_rules! codes {
@@ -87,7 +89,13 @@ codes! {
 impl Rejection {
     /// A refusal with `code` and what to do about it.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), allow: None, proven: None }
+        Self { code, detail: detail.into(), allow: None, proven: None, limit: None }
+    }
+
+    /// The same, for `limit` was hit.
+    #[must_use]
+    pub fn at(self, limit: Limit) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 
     /// No route has the request's path.
@@ -275,18 +283,32 @@ impl From<body::Error> for Rejection {
             Error::TooLarge => Self::new(
                 Code::BodyTooLarge,
                 "the body is larger than this route takes; send less, or raise the route's `body_limit`",
-            ),
-            Error::TooSlow => Self::new(Code::RequestMalformed, "the body did not arrive in time; send it again"),
+            )
+            .at(Limit::BodyBytes),
+            Error::TooSlow => Self::new(Code::RequestMalformed, "the body did not arrive in time; send it again")
+                .at(Limit::BodyTimeout),
             Error::Broken => Self::new(
                 Code::RequestMalformed,
                 "the body broke off, is malformed, or is not as long as Content-Length says; send it again",
             ),
-            Error::NoRoom => Self::overloaded(),
+            Error::NoRoom => Self::overloaded().at(Limit::BufferedBytes),
+            Error::NoShare => Self::overloaded().at(Limit::BufferedBytesPerAddress),
         }
     }
 }
 
 impl Rejection {
+    /// A body that is passed on as it comes cannot be.
+    pub fn streamed(error: body::Error) -> Self {
+        use body::Error;
+        let limit = match error {
+            Error::TooLarge => Some(Limit::StreamBytes),
+            Error::TooSlow => Some(Limit::StreamRate),
+            Error::Broken | Error::NoRoom | Error::NoShare => None,
+        };
+        Self { limit, ..error.into() }
+    }
+
     /// A limit is reached.
     pub fn overloaded() -> Self {
         Self::new(Code::Overloaded, "too much is asked at this moment; try again after the time in Retry-After")
@@ -297,7 +319,7 @@ impl From<upstream::Error> for Rejection {
     fn from(error: upstream::Error) -> Self {
         use upstream::Error;
         match error {
-            Error::Client(error) => error.into(),
+            Error::Client(error) => Self::streamed(error),
             Error::Unreachable => Self::new(
                 Code::UpstreamUnreachable,
                 "the request was permitted, but the internal service cannot be reached; its administrator should look whether it runs",

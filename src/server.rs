@@ -3,16 +3,7 @@
 //! One thread accepts and hands connections out in turn; each worker is a thread with a runtime of its own, so that a
 //! request never changes threads.
 
-use std::{
-    io,
-    net::{SocketAddr, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle};
 
 use rustls::sign::CertifiedKey;
 use tokio::sync::mpsc;
@@ -23,7 +14,8 @@ use crate::{
     body::Room,
     clock::Clock,
     gateway::Gateway,
-    limits::Limits,
+    headers::Proxies,
+    limits::{Hits, Limit, Limits},
     record::Log,
     route::RouteTable,
     tls,
@@ -31,15 +23,18 @@ use crate::{
 };
 
 mod connection;
+mod crowd;
+mod descriptors;
+mod door;
+mod proxy;
 mod stall;
 pub mod wire;
 
-/// How long accepting pauses after it failed, for instance for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+use crowd::Crowd;
+use door::{Accepted, Door};
+
 /// Connections that the system may hold before they are accepted.
 const BACKLOG: i32 = 4096;
-/// The least time between two reports that connections cannot be taken.
-const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What a server serves.
 #[derive(Debug)]
@@ -47,6 +42,10 @@ pub struct Settings {
     pub certificate: Arc<CertifiedKey>,
     /// Lower-case host names; empty: any.
     pub names: Vec<String>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Proxies,
+    /// Who begins each connection with a header of the PROXY protocol.
+    pub proxy_protocol: Proxies,
     pub routes: RouteTable,
     pub upstreams: Vec<upstream::Settings>,
     pub limits: Limits,
@@ -58,6 +57,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    hits: Arc<Hits>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -100,9 +100,11 @@ impl Server {
         let tls = Arc::new(tls::server(Arc::clone(&settings.certificate)).map_err(io::Error::other)?);
         let routes = Arc::new(settings.routes);
         let names: Arc<[String]> = settings.names.into();
-        let room = Arc::new(Room::new(settings.limits.buffered_bytes));
+        let trusted_proxies = Arc::new(settings.trusted_proxies);
+        let room = Arc::new(Room::new(settings.limits.buffered_bytes, settings.limits.buffered_bytes_per_address));
+        let hits = Arc::new(Hits::default());
         let shared: Vec<_> = settings.upstreams.into_iter().map(upstream::Shared::new).collect();
-        let open = Arc::new(AtomicUsize::new(0));
+        let crowd = Crowd::new(&settings.limits, Arc::clone(&hits));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
 
         let mut threads = Vec::new();
@@ -115,15 +117,18 @@ impl Server {
                 receiver,
                 tls: TlsAcceptor::from(Arc::clone(&tls)),
                 stop: stop.clone(),
-                open: Arc::clone(&open),
+                crowd: Arc::clone(&crowd),
             };
-            let (routes, names, room, shared) =
-                (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), shared.clone());
+            let (routes, names, room, hits, shared) =
+                (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), Arc::clone(&hits), shared.clone());
+            let trusted_proxies = Arc::clone(&trusted_proxies);
             let (log, clock, limits) = (log.clone(), clock.clone(), settings.limits.clone());
             let serve = move || {
                 runtime.block_on(async {
                     let upstreams = shared.iter().map(Upstream::new).collect();
-                    worker.run(Gateway { routes, upstreams, limits, names, room, log, clock }).await;
+                    worker
+                        .run(Gateway { routes, upstreams, limits, names, trusted_proxies, room, hits, log, clock })
+                        .await;
                 });
                 runtime.shutdown_background();
             };
@@ -135,15 +140,27 @@ impl Server {
         for upstream in shared {
             runtime.spawn(upstream.watch());
         }
-        let door = Door { listener, workers, stop: stop.clone(), open, limits: settings.limits };
+        let door = Door {
+            listener,
+            workers,
+            stop: stop.clone(),
+            crowd,
+            proxies: settings.proxy_protocol,
+            delay: settings.limits.drain_delay,
+        };
         let accept = move || runtime.block_on(door.run());
         threads.push(std::thread::Builder::new().name("accept".into()).spawn(accept)?);
-        Ok(Self { address, threads })
+        Ok(Self { address, hits, threads })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How often each limit was hit so far.
+    pub fn hits(&self) -> &Hits {
+        &self.hits
     }
 
     /// Waits until it has stopped.
@@ -169,138 +186,30 @@ impl Stop {
     }
 }
 
-/// The accepting side.
-struct Door {
-    listener: std::net::TcpListener,
-    workers: Vec<mpsc::UnboundedSender<Accepted>>,
-    stop: Stop,
-    open: Arc<AtomicUsize>,
-    limits: Limits,
-}
-
-/// A connection and its place among those that may be open.
-struct Accepted {
-    stream: TcpStream,
-    peer: SocketAddr,
-    place: Place,
-}
-
-/// Counts as an open connection while it lives.
-#[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Door {
-    async fn run(self) {
-        let listener = match tokio::net::TcpListener::from_std(self.listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "the listener cannot be watched");
-                return;
-            }
-        };
-        let delay = self.limits.drain_delay;
-        let closing = async {
-            self.stop.drain.cancelled().await;
-            tokio::time::sleep(delay).await;
-        };
-        let mut closing = std::pin::pin!(closing);
-        let mut turns = self.workers.iter().cycle();
-        let mut told = Told::default();
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = &mut closing => break,
-                () = self.stop.cut.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
-                Ok((stream, peer)) => {
-                    if !hand_out(stream, peer, &self.open, self.limits.connections, turns.next()) {
-                        let limit = self.limits.connections;
-                        told.say(|| tracing::warn!(limit, "closed a connection: too many are open"));
-                    }
-                }
-                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
-                }
-                Err(error) => {
-                    told.say(|| tracing::warn!(%error, "accepting paused"));
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        // What the system has accepted already is ours to answer.
-        let Ok(listener) = listener.into_std() else { return };
-        for _ in 0..BACKLOG {
-            let Ok((stream, peer)) = listener.accept() else { return };
-            hand_out(stream, peer, &self.open, self.limits.connections, turns.next());
-        }
-    }
-}
-
-/// What is said at most every [`TELL_EVERY`], for strangers can cause it.
-#[derive(Default)]
-struct Told(Option<Instant>);
-
-impl Told {
-    fn say(&mut self, say: impl FnOnce()) {
-        if self.0.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            self.0 = Some(Instant::now());
-            say();
-        }
-    }
-}
-
-/// Gives a connection to a worker; false if there are too many, and it is closed.
-fn hand_out(
-    stream: TcpStream,
-    peer: SocketAddr,
-    open: &Arc<AtomicUsize>,
-    limit: usize,
-    worker: Option<&mpsc::UnboundedSender<Accepted>>,
-) -> bool {
-    let place = Place(Arc::clone(open));
-    if open.fetch_add(1, Ordering::Relaxed) >= limit {
-        return false;
-    }
-    if let Some(worker) = worker {
-        // A worker that is gone drops the connection.
-        let _ = worker.send(Accepted { stream, peer, place });
-    }
-    true
-}
-
 /// One thread's share of the connections.
 struct Worker {
     receiver: mpsc::UnboundedReceiver<Accepted>,
     tls: TlsAcceptor,
     stop: Stop,
-    open: Arc<AtomicUsize>,
+    crowd: Arc<Crowd>,
 }
 
 impl Worker {
     async fn run(mut self, gateway: Gateway) {
-        let drain = gateway.limits.drain;
+        let (drain, hits) = (gateway.limits.drain, Arc::clone(&gateway.hits));
         let gateway = Arc::new(gateway);
         let connections = TaskTracker::new();
-        while let Some(Accepted { stream, peer, place }) = self.receiver.recv().await {
-            let (gateway, tls, stop) = (Arc::clone(&gateway), self.tls.clone(), self.stop.drain.clone());
-            connections.spawn(async move {
-                let _place = place;
-                connection::serve(stream, peer, tls, gateway, stop).await;
-            });
+        while let Some(accepted) = self.receiver.recv().await {
+            let (gateway, tls, drain) = (Arc::clone(&gateway), self.tls.clone(), self.stop.drain.clone());
+            connections.spawn(connection::serve(accepted, tls, gateway, drain));
         }
         connections.close();
         tokio::select! {
             () = connections.wait() => {}
             () = self.stop.cut.cancelled() => {}
             () = tokio::time::sleep(drain) => {
-                tracing::warn!(connections = self.open.load(Ordering::Relaxed), "cut what still ran at the end of the drain");
+                hits.hit(Limit::Drain);
+                tracing::warn!(connections = self.crowd.len(), "cut what still ran at the end of the drain");
             }
         }
     }

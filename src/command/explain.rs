@@ -90,9 +90,10 @@ pub(super) fn run(options: &Options) -> u8 {
     }
     let now = options.now.unwrap_or_else(|| unix_seconds(SystemTime::now()));
     let Some((gateway, _writer)) = gateway(routes, names, limits, now) else { return SOFTWARE };
-    let activity = Activity::new();
+    let activity = Activity::new(&Arc::default());
     let judged = replay::replay(&gateway.limits, &capture.bytes, |request, fault| {
-        gateway.judge(Arrival { client: None, fault, busy: Busy::new(&activity), pace: None }, request)
+        gateway
+            .judge(Arrival { client: None, fault, turned_away: false, busy: Busy::new(&activity), pace: None }, request)
     });
     let Some(judged) = judged else {
         say_error("error: this is no HTTP request, or not all of one\n");
@@ -158,10 +159,23 @@ fn rules(options: &Options) -> Result<Rules, u8> {
 /// A gateway that judges by these rules at that time, and forwards nothing.
 fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> Option<(Gateway, Writer)> {
     let (log, writer) = Log::start(Box::new(std::io::sink()), String::new()).ok()?;
-    let room = Arc::new(Room::new(limits.buffered_bytes));
+    let room = Arc::new(Room::new(limits.buffered_bytes, limits.buffered_bytes));
     let clock = Clock::Set(Arc::new(AtomicI64::new(now)));
     let (routes, names) = (Arc::new(routes), names.into());
-    Some((Gateway { routes, upstreams: Vec::new(), limits, names, room, log, clock }, writer))
+    Some((
+        Gateway {
+            routes,
+            upstreams: Vec::new(),
+            limits,
+            names,
+            trusted_proxies: Arc::default(),
+            room,
+            hits: Arc::default(),
+            log,
+            clock,
+        },
+        writer,
+    ))
 }
 
 /// What the signature of the capture was made over, as far as can be found out.

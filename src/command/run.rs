@@ -74,14 +74,15 @@ pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) 
     // Once connections are accepted, a signal must already mean a drain.
     let stop = Stop::default();
     watch_signals(&stop).map_err(failed)?;
-    let address = config.listener.address;
+    let (address, hash) = (config.listener.address, config.hash.clone());
+    let mut settings = server::Settings::from(config);
+    settings.fit_descriptors();
     let listener = server::bind(address).map_err(|error| {
         say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
         UNAVAILABLE
     })?;
-    let (log, writer) = Log::start(sink, config.hash.clone()).map_err(failed)?;
-    let hash = config.hash.clone();
-    let server = Server::start(listener, config.into(), &log, clock, &stop).map_err(failed)?;
+    let (log, writer) = Log::start(sink, hash.clone()).map_err(failed)?;
+    let server = Server::start(listener, settings, &log, clock, &stop).map_err(failed)?;
     tracing::info!(address = %server.address(), config = hash, "listening");
     Ok((server, writer))
 }

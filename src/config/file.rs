@@ -50,6 +50,8 @@ pub const KEYS: &[Key] = &[
     key("listener.address", Text, Required),
     key("listener.certificate", Text, Required),
     key("listener.private_key", Text, Required),
+    key("listener.trusted_proxies", Texts, Value("[]")),
+    key("listener.proxy_protocol", Texts, Value("[]")),
     key("listener.names", Texts, Value("[]")),
     key("apps", Names, Required),
     key("apps.NAME", Table, Nothing),
@@ -115,6 +117,7 @@ pub const KEYS: &[Key] = &[
     key("log.access", Text, Value("\"stdout\"")),
     key("limits", Table, Nothing),
     key("limits.connections", Count, Value("20000")),
+    key("limits.connections_per_address", Count, Nothing),
     key("limits.head_bytes", Size, Value("\"32KiB\"")),
     key("limits.headers", Count, Value("100")),
     key("limits.handshake_timeout", Duration, Value("\"10s\"")),
@@ -131,24 +134,16 @@ pub const KEYS: &[Key] = &[
     key("limits.streams", Count, Value("100")),
     key("limits.drain", Duration, Value("\"30s\"")),
     key("limits.drain_delay", Duration, Value("\"0s\"")),
+    key("limits.exchange_timeout", Duration, Value("\"1d\"")),
+    key("limits.buffered_bytes_per_address", Size, Value("\"64MiB\"")),
     key("limits.websocket_age", Duration, Value("\"1h\"")),
     key("limits.websocket_idle_timeout", Duration, Value("\"5m\"")),
     key("limits.buffered_bytes", Size, Value("\"256MiB\"")),
 ];
 
 /// Keys that belong to parts of the design which this version does not have.
-pub(super) const LATER: &[&str] = &[
-    "operations",
-    "audit",
-    "acme",
-    "inbox",
-    "webhooks",
-    "rate",
-    "replay",
-    "client_ca",
-    "certificates",
-    "trusted_proxies",
-];
+pub(super) const LATER: &[&str] =
+    &["operations", "audit", "acme", "inbox", "webhooks", "rate", "replay", "client_ca", "certificates"];
 
 /// The names that may stand in the table `path`, empty for the document itself.
 pub(super) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {

@@ -33,6 +33,7 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
     };
     // Each is read before any is missed, so that all mistakes are told.
     let connections = count("connections", 1..=1_000_000, wide(standard.connections));
+    let per_address = section.item("connections_per_address").map(|item| item.count(1..=1_000_000));
     // hyper takes no less than 8 KiB.
     let head_bytes = size("head_bytes", 8 * KIB..=MIB, wide(standard.head_bytes));
     let headers = count("headers", 1..=10_000, wide(standard.headers));
@@ -50,11 +51,18 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
     let streams = count("streams", 1..=100_000, u64::from(standard.streams));
     let drain = wait("drain", WAIT, standard.drain);
     let drain_delay = wait("drain_delay", Duration::ZERO..=*WAIT.end(), standard.drain_delay);
+    let exchange_timeout = wait("exchange_timeout", WAIT, standard.exchange_timeout);
+    let share = wide(standard.buffered_bytes_per_address);
+    let buffered_bytes_per_address = size("buffered_bytes_per_address", 64 * KIB..=TIB, share);
     let websocket_age = wait("websocket_age", WAIT, standard.websocket_age);
     let websocket_idle_timeout = wait("websocket_idle_timeout", WAIT, standard.websocket_idle_timeout);
     let buffered_bytes = size("buffered_bytes", 64 * KIB..=TIB, wide(standard.buffered_bytes));
     let limits = Limits {
         connections: narrow(connections?),
+        connections_per_address: match per_address {
+            None => None,
+            Some(count) => Some(narrow(count?)),
+        },
         head_bytes: narrow(head_bytes?),
         headers: narrow(headers?),
         handshake_timeout: handshake_timeout?,
@@ -71,15 +79,19 @@ pub(super) fn limits(root: &Section<'_>) -> Option<Limits> {
         streams: u32::try_from(streams?).unwrap_or(u32::MAX),
         drain: drain?,
         drain_delay: drain_delay?,
+        exchange_timeout: exchange_timeout?,
+        buffered_bytes_per_address: narrow(buffered_bytes_per_address?),
         websocket_age: websocket_age?,
         websocket_idle_timeout: websocket_idle_timeout?,
         buffered_bytes: narrow(buffered_bytes?),
     };
-    if limits.body_bytes > wide(limits.buffered_bytes)
-        && let Some(item) = section.item("body_bytes").or_else(|| section.item("buffered_bytes"))
+    let (whole_bytes, bound) = limits.whole_bytes();
+    if limits.body_bytes > wide(whole_bytes)
+        && let Some(item) = section.item("body_bytes").or_else(|| section.item(bound.name()))
     {
-        let suggestion = "`buffered_bytes` is for all requests together; make it several times `body_bytes`";
-        item.error("a body of `body_bytes` does not fit into `buffered_bytes`", Some(suggestion));
+        let bound = bound.name();
+        let suggestion = format!("`{bound}` is for many requests together; make it several times `body_bytes`");
+        item.error(&format!("a body of `body_bytes` does not fit into `{bound}`"), Some(&suggestion));
         return None;
     }
     Some(limits)

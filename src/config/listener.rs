@@ -11,10 +11,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use super::{
     Listener, certificate,
     mask::quoted,
-    reference,
+    proxies, reference,
     section::{Item, Section},
 };
-use crate::tls;
+use crate::{headers::Proxies, tls};
 
 /// A certificate chain and its key, as rustls takes them.
 pub(super) type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -40,10 +40,18 @@ pub(super) fn listener(root: &Section<'_>) -> Option<Listener> {
         None => Some(Vec::new()),
         Some(item) => names(&item, address.is_some_and(|address| is_private(address.ip()))),
     };
+    let known = |name| section.item(name).map_or_else(|| Some(Proxies::default()), |item| proxies::proxies(&item));
+    let (trusted_proxies, proxy_protocol) = (known("trusted_proxies"), known("proxy_protocol"));
     if let (Some(leaf), Some(item)) = (&leaf, section.item("names")) {
         warn_of_uncovered(&item, leaf);
     }
-    Some(Listener { address: address?, certificates: Arc::new(certified?), names: names? })
+    Some(Listener {
+        address: address?,
+        certificates: Arc::new(certified?),
+        names: names?,
+        trusted_proxies: trusted_proxies?,
+        proxy_protocol: proxy_protocol?,
+    })
 }
 
 /// Warns of each name that the certificate is not for.

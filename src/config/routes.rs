@@ -280,11 +280,12 @@ fn demand(item: &Item<'_>) -> Option<Demand> {
 fn body_limit(item: &Item<'_>, signed: Option<Demand>, limits: Option<&Limits>) -> Option<u64> {
     let size = item.size(BODY)?;
     if signed == Some(Demand::Body)
-        && let Some(limits) = limits
-        && size > wide(limits.buffered_bytes)
+        && let Some((whole_bytes, bound)) = limits.map(Limits::whole_bytes)
+        && size > wide(whole_bytes)
     {
-        let suggestion = "a body that is verified is read whole; raise `buffered_bytes` in [limits], or lower this";
-        item.error("a body of this size does not fit into `buffered_bytes`", Some(suggestion));
+        let bound = bound.name();
+        let suggestion = format!("a body that is verified is read whole; raise `{bound}` in [limits], or lower this");
+        item.error(&format!("a body of this size does not fit into `{bound}`"), Some(&suggestion));
         return None;
     }
     Some(size)

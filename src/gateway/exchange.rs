@@ -17,7 +17,7 @@ use super::{Answer, Content, Tunnel, common};
 use crate::{
     auth::Principal,
     body::{self, Ending, Pace, Progress, Upload},
-    limits::Limits,
+    limits::{Hits, Limit, Limits},
     record::{Access, Decision, Log},
     rejection::{Code, Rejection},
     route::Route,
@@ -38,15 +38,18 @@ pub struct Exchange {
     upload: Option<Arc<Progress>>,
     held: Option<Held>,
     pace: Option<Arc<Pace>>,
-    _busy: Busy,
+    busy: Busy,
 }
 
-/// Whether a connection has requests under way, since when it has none, and whether its client was indulged enough.
+/// Whether a connection has requests under way, and since when; whether its client was indulged enough.
 #[derive(Debug)]
 pub struct Activity {
     under_way: AtomicUsize,
-    idle_since: Mutex<Instant>,
+    /// When the first of them came, or the last of them ended.
+    since: Mutex<Instant>,
     indulged: AtomicBool,
+    overdue: AtomicBool,
+    hits: Arc<Hits>,
     switched: AtomicBool,
     tunnel: Mutex<Option<Box<Tunnel>>>,
 }
@@ -57,10 +60,21 @@ pub struct Busy(Arc<Activity>);
 
 impl Activity {
     /// A connection on which nothing was asked yet.
-    pub fn new() -> Arc<Self> {
-        let (under_way, idle_since) = (AtomicUsize::new(0), Mutex::new(Instant::now()));
-        let (indulged, switched) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { under_way, idle_since, indulged, switched, tunnel: Mutex::new(None) })
+    pub fn new(hits: &Arc<Hits>) -> Arc<Self> {
+        Arc::new(Self {
+            under_way: AtomicUsize::new(0),
+            since: Mutex::new(Instant::now()),
+            indulged: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
+            switched: AtomicBool::new(false),
+            tunnel: Mutex::new(None),
+            hits: Arc::clone(hits),
+        })
+    }
+
+    /// Counts that the connection hit `limit`.
+    pub fn hit(&self, limit: Limit) {
+        self.hits.hit(limit);
     }
 
     /// Whether as much of a refused body was thrown away as may be, so that nothing more of it is waited for.
@@ -87,21 +101,52 @@ impl Activity {
         self.indulged.store(true, Ordering::Relaxed);
     }
 
+    /// Since when the connection is idle; `None` while a request is under way.
+    pub fn idle_since(&self) -> Option<Instant> {
+        (!self.is_busy()).then(|| self.since())
+    }
+
+    /// Ends when an exchange has lasted for `whole`, on a connection that has one at a time. What is recorded of the
+    /// exchange says so. A WebSocket has an age of its own.
+    pub async fn overdue(&self, whole: Duration) {
+        loop {
+            let now = Instant::now();
+            let ends = if self.is_busy() && !self.is_switched() { self.since() + whole } else { now + whole };
+            if ends <= now {
+                self.overdue.store(true, Ordering::Relaxed);
+                return;
+            }
+            tokio::time::sleep_until(ends).await;
+        }
+    }
+
     /// When the connection will have been idle for `patience` if nothing more is asked; `None` if it has been.
     pub fn idle_until(&self, patience: Duration) -> Option<Instant> {
         let now = Instant::now();
-        if self.under_way.load(Ordering::Relaxed) > 0 {
-            return Some(now + patience);
-        }
-        let until = *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) + patience;
+        let Some(since) = self.idle_since() else { return Some(now + patience) };
+        let until = since + patience;
         (until > now).then_some(until)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) > 0
+    }
+
+    fn since(&self) -> Instant {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }
 
 impl Busy {
     /// One more request.
     pub fn new(activity: &Arc<Activity>) -> Self {
-        activity.under_way.fetch_add(1, Ordering::Relaxed);
+        if activity.under_way.fetch_add(1, Ordering::Relaxed) == 0 {
+            activity.changed();
+        }
         Self(Arc::clone(activity))
     }
 }
@@ -114,7 +159,9 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if self.0.under_way.load(Ordering::Relaxed) == 1 {
+            self.0.changed();
+        }
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -123,7 +170,7 @@ impl Exchange {
     pub(super) fn open(log: &Log, record: Access, busy: Busy, pace: Option<Arc<Pace>>) -> Self {
         let request_id = HeaderValue::try_from(&record.request_id).unwrap_or(HeaderValue::from_static("none"));
         let (record, log) = (Some(Box::new(record)), log.clone());
-        Self { record, log, request_id, upload: None, held: None, pace, _busy: busy }
+        Self { record, log, request_id, upload: None, held: None, pace, busy }
     }
 
     pub(super) fn request_id(&self) -> HeaderValue {
@@ -239,11 +286,15 @@ impl Exchange {
             record.received_bytes = upload.bytes();
         }
         if record.status == 0 {
-            record.status = CLIENT_GONE;
-            if std::thread::panicking() {
-                let code = Code::InternalError;
-                (record.status, record.reason) = (code.status().as_u16(), Some(code.as_str()));
-            }
+            let overdue =
+                self.busy.0.overdue.load(Ordering::Relaxed) || self.pace.as_ref().is_some_and(|p| p.is_over());
+            let code = match (std::thread::panicking(), overdue) {
+                (true, _) => Some(Code::InternalError),
+                (false, true) => Some(Code::Overloaded),
+                (false, false) => None,
+            };
+            record.status = code.map_or(CLIENT_GONE, |code| code.status().as_u16());
+            record.reason = code.map(Code::as_str);
         }
         record.sent_bytes = sent_bytes;
         record.complete = complete;

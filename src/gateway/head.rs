@@ -8,7 +8,7 @@ use http::{
 
 use crate::{
     body::End,
-    limits::Limits,
+    limits::{Limit, Limits},
     rejection::{Code, Rejection},
 };
 
@@ -19,7 +19,10 @@ pub enum Fault {
     Malformed(&'static str),
     /// Its target cannot be read in one way only.
     Ambiguous(&'static str),
+    /// Request line and headers together.
     TooLarge,
+    /// The headers.
+    TooMany,
 }
 
 impl From<Fault> for Rejection {
@@ -31,12 +34,15 @@ impl From<Fault> for Rejection {
             Fault::Ambiguous(what) => {
                 Self::new(Code::PathAmbiguous, format!("the request's target {what}; send it in its plain form"))
             }
-            Fault::TooLarge => Self::new(
-                Code::HeadersTooLarge,
-                "the request line and headers are too large or too many; send fewer or shorter headers",
-            ),
+            Fault::TooLarge => too_large().at(Limit::HeadBytes),
+            Fault::TooMany => too_large().at(Limit::Headers),
         }
     }
+}
+
+fn too_large() -> Rejection {
+    let detail = "the request line and headers are too large or too many; send fewer or shorter headers";
+    Rejection::new(Code::HeadersTooLarge, detail)
 }
 
 /// Refuses what the connection found at fault, and what is a head over HTTP/2 or HTTP/1.1 but has no single reading.
@@ -46,8 +52,11 @@ pub(super) fn check(parts: &Parts, fault: Option<Fault>, limits: &Limits) -> Res
     }
     let size: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let target = parts.uri.path().len() + parts.uri.query().map_or(0, |query| query.len() + 1);
-    if size + target > limits.head_bytes || parts.headers.len() > limits.headers {
+    if size + target > limits.head_bytes {
         return Err(Fault::TooLarge.into());
+    }
+    if parts.headers.len() > limits.headers {
+        return Err(Fault::TooMany.into());
     }
     let malformed = |what| Err(Fault::Malformed(what).into());
     if parts.headers.get_all(header::CONTENT_LENGTH).iter().count() > 1 {

@@ -2,12 +2,13 @@
 
 use std::{
     io::{self, Write},
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::headers::Client;
 
 /// What the gateway decided about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct Access {
     pub method: String,
     pub path: String,
     pub protocol: &'static str,
-    pub client: Option<SocketAddr>,
+    pub client: Option<Client>,
     pub user_agent: Option<String>,
     pub status: u16,
     pub route: Option<String>,
@@ -67,7 +68,10 @@ impl Access {
         text(out, "url.path", Some(&self.path))?;
         write!(out, ",\"http.response.status_code\":{}", self.status)?;
         if let Some(client) = self.client {
-            write!(out, ",\"client.address\":\"{}\",\"client.port\":{}", client.ip().to_canonical(), client.port())?;
+            write!(out, ",\"client.address\":\"{}\"", client.address)?;
+            if let Some(port) = client.port {
+                write!(out, ",\"client.port\":{port}")?;
+            }
         }
         text(out, "user_agent.original", self.user_agent.as_deref())?;
         text(out, "network.protocol.version", Some(self.protocol))?;

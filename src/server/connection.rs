@@ -24,17 +24,25 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    crowd::Guest,
+    door::Accepted,
+    proxy,
     stall::Stalling,
     wire::{Checked, Refusal},
 };
 use crate::{
     body::Pace,
     gateway::{Activity, Answer, Arrival, Busy, Gateway},
+    limits::{Hits, Limit},
     tls,
 };
 
 /// How long a kept HTTP/1.1 connection may still bring a request after the drain began.
 const LAST_CHANCE: Duration = Duration::from_millis(500);
+/// How long a connection that gives way to others must have been idle, for what it was sent last may still be on its way.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+/// How long it may take to tell a client that there are too many.
+const TURNING_AWAY: Duration = Duration::from_secs(5);
 /// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// HTTP/2 streams that a client reset before they were taken, and streams reset for its mistakes: more end the connection.
@@ -53,56 +61,111 @@ tokio::task_local! {
 struct Streams {
     patience: Duration,
     rate: u64,
+    whole: Duration,
+    hits: Arc<Hits>,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let pace = Pace::new(self.patience, self.rate);
+        let pace = Pace::new(self.patience, self.rate, self.whole);
+        let hits = Arc::clone(&self.hits);
         // It ends with its connection, whose task is waited for.
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = PACE.scope(Arc::clone(&pace), stream) => {}
-                () = pace.too_slow() => {}
+                limit = pace.exceeded() => hits.hit(limit),
             }
         });
     }
 }
 
-/// Serves the connection `stream` from `peer` to its end.
-pub(super) async fn serve(
-    stream: std::net::TcpStream,
-    peer: SocketAddr,
-    acceptor: TlsAcceptor,
-    gateway: Arc<Gateway>,
-    drain: CancellationToken,
-) {
-    let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else { return };
+/// Serves a connection to its end: its own, that of the drain, or that of its place.
+pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>, drain: CancellationToken) {
+    let Guest { activity, leave } = accepted.place.guest().clone();
+    let mut serving = std::pin::pin!(greet(accepted, acceptor, gateway));
+    tokio::select! {
+        biased;
+        () = serving.as_mut() => return,
+        () = leave.cancelled() => {}
+    }
+    // It gives way to others, unless something was asked in the meantime.
+    while !drain.is_cancelled()
+        && let Some(since) = activity.idle_since()
+    {
+        if tokio::time::timeout_at(since + LAST_BYTES, serving.as_mut()).await.is_ok() {
+            return;
+        }
+        if activity.idle_since() == Some(since) {
+            return;
+        }
+    }
+    serving.await;
+}
+
+/// Agrees with the client on how to speak, and serves it. Who is turned away is served for a moment.
+async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>) {
+    let Accepted { stream, mut peer, mut place, is_proxied } = accepted;
+    let Ok(mut stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else { return };
     let _ = stream.set_nodelay(true);
-    let handshake = tokio::time::timeout(gateway.limits.handshake_timeout, acceptor.accept(stream)).await;
-    let stream = match handshake {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "no TLS handshake");
-            return;
+    let deadline = Instant::now() + gateway.limits.handshake_timeout;
+    if is_proxied {
+        peer = match tokio::time::timeout_at(deadline, proxy::read(&mut stream, peer)).await {
+            Ok(Ok(peer)) => peer,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "no header of the PROXY protocol");
+                return;
+            }
+            Err(_) => {
+                gateway.hits.hit(Limit::HandshakeTimeout);
+                tracing::debug!(%peer, "header of the PROXY protocol timed out");
+                return;
+            }
+        };
+        let Some(same) = place.of(peer.ip()) else { return };
+        place = same;
+    }
+    let is_turned_away = place.is_turned_away();
+    let mut served = std::pin::pin!(async {
+        // On the heap by itself, as is what follows: this task is as large as the largest of its parts together.
+        let handshake = Box::pin(async { acceptor.accept(stream).await.map(Box::new) });
+        let stream = match tokio::time::timeout_at(deadline, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "no TLS handshake");
+                return;
+            }
+            Err(_) => {
+                gateway.hits.hit(Limit::HandshakeTimeout);
+                tracing::debug!(%peer, "TLS handshake timed out");
+                return;
+            }
+        };
+        let Guest { activity, leave } = place.guest().clone();
+        let served = Arc::new(Served {
+            peer,
+            requests: AtomicU64::new(0),
+            refusal: Arc::new(Refusal::default()),
+            activity,
+            closing: AtomicBool::new(false),
+            turned_away: is_turned_away.then(|| leave.clone()),
+            gateway: Arc::clone(&gateway),
+        });
+        if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
+            Box::pin(serve_http2(stream, &served, leave)).await;
+        } else {
+            let overdue = served.activity.overdue(served.gateway.limits.exchange_timeout);
+            tokio::select! {
+                biased;
+                () = Box::pin(serve_http1(stream, &served, leave)) => {}
+                () = overdue => served.activity.hit(Limit::ExchangeTimeout),
+            }
         }
-        Err(_) => {
-            tracing::debug!(%peer, "TLS handshake timed out");
-            return;
-        }
-    };
-    let served = Arc::new(Served {
-        peer,
-        requests: AtomicU64::new(0),
-        refusal: Arc::new(Refusal::default()),
-        activity: Activity::new(),
-        closing: AtomicBool::new(false),
-        gateway,
     });
-    if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
-        serve_http2(stream, &served, drain).await;
+    if is_turned_away {
+        let _ = tokio::time::timeout(TURNING_AWAY, served.as_mut()).await;
     } else {
-        serve_http1(stream, &served, drain).await;
+        served.await;
     }
 }
 
@@ -113,6 +176,8 @@ struct Served {
     refusal: Arc<Refusal>,
     activity: Arc<Activity>,
     closing: AtomicBool,
+    /// There are too many: everything is refused, and by this the connection is ended.
+    turned_away: Option<CancellationToken>,
     gateway: Arc<Gateway>,
 }
 
@@ -122,9 +187,15 @@ impl Served {
         let http1 = request.version() != Version::HTTP_2;
         let fault = if http1 { self.refusal.of(turn) } else { None };
         let pace = PACE.try_with(Arc::clone).ok();
-        let arrival = Arrival { client: Some(self.peer), fault, busy: Busy::new(&self.activity), pace };
+        let turned_away = self.turned_away.is_some();
+        let arrival = Arrival { client: Some(self.peer), fault, turned_away, busy: Busy::new(&self.activity), pace };
         let answering = AssertUnwindSafe(self.gateway.answer(arrival, request)).catch_unwind();
         let mut response = answering.await.unwrap_or_else(|_| self.gateway.internal_error());
+        // A preflight is answered as ever, so that the browser asks what it may then read the answer to.
+        if let Some(leave) = self.turned_away.as_ref().filter(|_| response.status() != StatusCode::NO_CONTENT) {
+            self.closing.store(true, Ordering::Relaxed);
+            leave.cancel();
+        }
         let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if http1 && !stays && (self.closing.load(Ordering::Relaxed) || fault.is_some()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -133,11 +204,12 @@ impl Served {
     }
 }
 
-async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: CancellationToken) {
+async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
-    let stream = Stalling::new(stream, limits.write_timeout);
+    let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
     let io = TokioIo::new(Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity)));
-    let service = service_fn(|request| Arc::clone(served).answer(request));
+    // The library keeps the place for a request's work for as long as the connection lasts.
+    let service = service_fn(|request| Box::pin(Arc::clone(served).answer(request)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
@@ -156,7 +228,7 @@ async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
                     tracing::debug!(peer = %served.peer, %error, "connection ended");
                 }
                 if let Some(tunnel) = served.activity.tunnel() {
-                    tunnel.run(drain).await;
+                    Box::pin(tunnel.run(drain)).await;
                 }
                 return;
             }
@@ -176,12 +248,17 @@ async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
     }
 }
 
-async fn serve_http2(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: CancellationToken) {
+async fn serve_http2(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
-    let io = TokioIo::new(Stalling::new(stream, limits.write_timeout));
+    let io = TokioIo::new(Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits)));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let list_bytes = u32::try_from(limits.head_bytes.saturating_mul(2)).unwrap_or(u32::MAX);
-    let streams = Streams { patience: limits.write_timeout, rate: limits.stream_rate };
+    let streams = Streams {
+        patience: limits.write_timeout,
+        rate: limits.stream_rate,
+        whole: limits.exchange_timeout,
+        hits: Arc::clone(&served.gateway.hits),
+    };
     let connection = http2::Builder::new(streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
@@ -216,8 +293,9 @@ async fn serve_http2(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
                 let asked = served.requests.load(Ordering::Relaxed) > 0;
                 match served.activity.idle_until(limits.idle_timeout).filter(|_| asked) {
                     Some(later) => idle.as_mut().reset(later),
-                    // It was told to leave and does not, or never spoke the protocol at all.
-                    None if leaving || !asked => return,
+                    // It never spoke the protocol at all, or was told to leave and does not.
+                    None if !asked => return served.activity.hit(Limit::HeadTimeout),
+                    None if leaving => return,
                     None => {
                         leaving = true;
                         connection.as_mut().graceful_shutdown();

@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -13,17 +14,20 @@ use tokio::{
     time::Sleep,
 };
 
+use crate::limits::{Hits, Limit};
+
 /// Fails with `TimedOut` when nothing could be written for a while although something was to be.
 #[derive(Debug)]
 pub(super) struct Stalling<T> {
     io: T,
     patience: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    hits: Arc<Hits>,
 }
 
 impl<T> Stalling<T> {
-    pub(super) fn new(io: T, patience: Duration) -> Self {
-        Self { io, patience, stalled: None }
+    pub(super) fn new(io: T, patience: Duration, hits: Arc<Hits>) -> Self {
+        Self { io, patience, stalled: None, hits }
     }
 
     fn moved<R>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
@@ -33,6 +37,7 @@ impl<T> Stalling<T> {
         }
         let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience)));
         ready!(timer.as_mut().poll(cx));
+        self.hits.hit(Limit::WriteTimeout);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }

@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     gateway::{Activity, Fault},
-    limits::Limits,
+    limits::{Limit, Limits},
 };
 
 mod chunks;
@@ -213,6 +213,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
             let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, out) else {
                 if let Some(deadline) = &mut this.deadline {
                     ready!(deadline.as_mut().poll(cx));
+                    this.activity.hit(Limit::HeadTimeout);
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
                 return Poll::Pending;

@@ -34,8 +34,10 @@ fn the_reference_file_loads_and_shows_the_defaults_of_the_code() {
     let folder = Folder::new();
     let reference = folder.load(repository("config/reference.toml"), &[]).unwrap_or_else(|errors| panic!("{errors}"));
     let bare = folder.load(GOOD, &[]).unwrap();
-    assert_eq!(reference.limits, Limits::default());
-    assert_eq!(reference.limits, bare.limits);
+    let example = Limits { connections_per_address: Some(1000), ..Limits::default() };
+    assert_eq!((&reference.limits, &bare.limits), (&example, &Limits::default()));
+    assert_eq!(reference.listener.trusted_proxies, bare.listener.trusted_proxies);
+    assert_eq!(reference.listener.proxy_protocol, bare.listener.proxy_protocol);
     assert_eq!(reference.state_directory, bare.state_directory);
     assert_eq!((&reference.access_log, &bare.access_log), (&AccessLog::Stdout, &AccessLog::Stdout));
     assert_eq!(reference.listener.names, bare.listener.names);

@@ -89,6 +89,20 @@ fn keys_and_types_are_checked() {
             "does not fit",
             "buffered_bytes",
         ),
+        (
+            "[apps.shipping]",
+            "[limits]\nbody_bytes = \"65MiB\"\n[apps.shipping]",
+            "\"65MiB\"",
+            "does not fit into `buffered_bytes_per_address`",
+            "buffered_bytes_per_address",
+        ),
+        (
+            "[apps.shipping]",
+            "[limits]\nconnections_per_address = 0\n[apps.shipping]",
+            "0\n[apps",
+            "out of range",
+            "1 to 1000000",
+        ),
         ("[apps.shipping]", "[limits]\nidle_timeout = \"75\"\n[apps.shipping]", "\"75\"", "not a duration", "unit"),
         ("[apps.shipping]", "[log]\naccess = \"stderr\"\n[apps.shipping]", "\"stderr\"", "stderr", "stdout"),
         (
@@ -142,6 +156,13 @@ fn the_listener_is_checked() {
         ),
         ("[apps", "names = [\"https://a.b\"]\n[apps", "\"https", "not a host name", "gateway.example.com"),
         ("[apps", "names = [\"*.a.b\"]\n[apps", "\"*", "not a host name", "wildcard"),
+        ("[apps", "trusted_proxies = [\"10.0.0.1/33\"]\n[apps", "\"10.", "no address and no range", "10.1.0.0/16"),
+        ("[apps", "trusted_proxies = [\"::1\", \"proxy\"]\n[apps", "\"proxy", "no address and no range", "\"::1\""),
+        ("[apps", "trusted_proxies = [\"10.0.0.5/8\"]\n[apps", "\"10.", "bits behind", "write 10.0.0.0/8"),
+        ("[apps", "trusted_proxies = [\"0.0.0.0/0\"]\n[apps", "\"0.0.0.0/0", "everybody", "list the proxies"),
+        ("[apps", "trusted_proxies = [\"::ffff:0:0/96\"]\n[apps", "\"::ffff", "everybody", "list the proxies"),
+        ("[apps", "proxy_protocol = [\"::/0\"]\n[apps", "\"::/0", "everybody", "list the proxies"),
+        ("[apps", "proxy_protocol = \"10.0.0.5\"\n[apps", "\"10.", "expected a list", "10.1.0.0/16"),
     ]);
 }
 

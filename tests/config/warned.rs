@@ -46,6 +46,8 @@ fn risks_are_warned_of_with_their_key_and_line() {
         ("0.0.0.0", "127.0.0.1", "listener.address", 4, "LocalNetworkAccessIpAddressSpaceOverrides"),
         ("0.0.0.0", "100.64.0.1", "listener.address", 4, "Local Network"),
         ("0.0.0.0", "[fd00::1]", "listener.address", 4, "Local Network"),
+        ("\n\n[apps", "\ntrusted_proxies = [\"0.0.0.0/1\"]\n[apps", "listener.trusted_proxies.0", 7, "any private one"),
+        ("\n\n[apps", "\nproxy_protocol = [\"::/3\"]\n[apps", "listener.proxy_protocol.0", 7, "any private one"),
         ("\n\n[apps", "\nnames = [\"gateway.local\"]\n[apps", "listener.names.0", 7, "Local Network"),
         (
             "accounts = [\"acct_1JSkf6FRwUQjTSJE\"]",

@@ -58,7 +58,7 @@ impl Folder {
         Self { folder, port }
     }
 
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.folder.path().join(name).to_string_lossy().into_owned()
     }
 
@@ -66,9 +66,20 @@ impl Folder {
     pub(crate) fn run(&self, stdout: Stdio) -> Running {
         let mut command = countersign();
         command.args(["run", "--config", &self.file("countersign.toml")]).stdout(stdout).stderr(Stdio::piped());
+        self.started(&mut command)
+    }
+
+    /// What `command` runs, once it listens.
+    pub(crate) fn started(&self, command: &mut Command) -> Running {
         let running = Running(command.spawn().unwrap());
         wait_for(self.port);
         running
+    }
+
+    /// Asks the gateway that runs with it, and expects `answer`.
+    pub(crate) fn ask(&self, answer: &str) {
+        let line = stdout(&signed(self, &["GET", &format!("https://127.0.0.1:{}/a", self.port)]));
+        assert_eq!(curl(&line, &format!("--cacert {}", self.file("cert.pem"))), answer);
     }
 }
 

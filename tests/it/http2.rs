@@ -16,10 +16,10 @@ use rustls::{ClientConnection, StreamOwned};
 
 use crate::support::{ACCOUNT, Gateway, USER, Upstream, client_config, header, headers, identity_payload, signature};
 
-type Sender = http2::SendRequest<Full<Bytes>>;
+pub(crate) type Sender = http2::SendRequest<Full<Bytes>>;
 
 /// Runs `ask` with a connection to `gateway`.
-fn over_http2<T>(gateway: &Gateway, ask: impl AsyncFnOnce(Sender) -> T) -> T {
+pub(crate) fn over_http2<T>(gateway: &Gateway, ask: impl AsyncFnOnce(Sender) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = client_config(&gateway.folder.path().join("cert.pem"), &[b"h2"]);
     runtime.block_on(async {
@@ -33,7 +33,7 @@ fn over_http2<T>(gateway: &Gateway, ask: impl AsyncFnOnce(Sender) -> T) -> T {
     })
 }
 
-fn request(method: &str, path: &str, body: &str) -> Request<Full<Bytes>> {
+pub(crate) fn request(method: &str, path: &str, body: &str) -> Request<Full<Bytes>> {
     let signed = if body.is_empty() { identity_payload() } else { body.to_owned() };
     let mut request = Request::builder()
         .method(method)

@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod addresses;
 mod balance;
 mod browser;
 mod commands;
@@ -18,6 +19,7 @@ mod forwarding;
 mod hostile;
 mod http2;
 mod layers;
+mod limits;
 mod policy;
 mod rules;
 mod semantics;

@@ -14,6 +14,7 @@ use std::{
 use countersign::{
     clock::Clock,
     config::{self, Environment, Scrutiny},
+    limits::Limit,
     record::{Log, Writer},
     secret::SigningSecret,
     server::{self, Server, Stop},
@@ -138,6 +139,31 @@ impl Gateway {
         Client::to(self.address, &self.tls)
     }
 
+    /// A connection from an address of the loopback network, before TLS.
+    pub(crate) fn stream_from(&self, address: [u8; 4]) -> TcpStream {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket.connect(&self.address.into()).unwrap();
+        TcpStream::from(socket)
+    }
+
+    /// A TLS connection for HTTP/1.1 on `stream`.
+    pub(crate) fn connect_on(&self, stream: TcpStream) -> Client {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let connection = ClientConnection::new(Arc::clone(&self.tls), "gw.test".try_into().unwrap()).unwrap();
+        Client { stream: StreamOwned::new(connection, stream), rest: Vec::new() }
+    }
+
+    /// The same, with `bytes` in front of it and in one packet with its beginning.
+    pub(crate) fn connect_behind(&self, bytes: &[u8], stream: TcpStream) -> Client {
+        let mut client = self.connect_on(stream);
+        let mut first = bytes.to_vec();
+        client.stream.conn.write_tls(&mut first).unwrap();
+        client.stream.sock.write_all(&first).unwrap();
+        client
+    }
+
     /// Sends `bytes` on a connection of their own and reads one answer.
     pub(crate) fn ask(&self, bytes: impl AsRef<[u8]>) -> Answer {
         let mut client = self.connect();
@@ -164,6 +190,20 @@ impl Gateway {
 
     pub(crate) fn raw_records(&self) -> String {
         String::from_utf8(self.records.lock().unwrap().clone()).unwrap()
+    }
+
+    /// How often `limit` was hit, once it was `least` times.
+    pub(crate) fn hits(&self, limit: Limit, least: u64) -> u64 {
+        let (server, _) = self.running.as_ref().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let hits = server.hits().of(limit);
+            if hits >= least {
+                return hits;
+            }
+            assert!(Instant::now() < deadline, "{} was hit {hits} times, not {least}", limit.name());
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn set_time(&self, now: i64) {

@@ -5,6 +5,7 @@ use std::{fmt::Write as _, sync::Arc};
 use base64_lite::decode;
 use countersign::{
     auth::{Scheme, StripeApp},
+    headers::Proxies,
     limits::Limits,
     policy::{Accounts, Demand, Policy},
     route::{HeaderEdits, Methods, Pattern, Route, RouteTable},
@@ -117,6 +118,8 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
     Settings {
         certificate: Arc::new(certified),
         names: vec!["gw.example.com".into()],
+        trusted_proxies: Proxies::default(),
+        proxy_protocol: Proxies::default(),
         routes: RouteTable::new(vec![Arc::new(route)]).unwrap(),
         upstreams: vec![upstream],
         limits: Limits::default(),

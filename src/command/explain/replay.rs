@@ -29,7 +29,7 @@ pub(super) fn replay<T, F: Future<Output = T>>(
     runtime.block_on(async {
         let (mut client, connection) = tokio::io::duplex(64 * 1024);
         let refusal = Arc::new(Refusal::default());
-        let io = TokioIo::new(Checked::new(connection, limits, Arc::clone(&refusal), Activity::new()));
+        let io = TokioIo::new(Checked::new(connection, limits, Arc::clone(&refusal), Activity::new(&Arc::default())));
         let (outcomes, mut outcome) = mpsc::unbounded_channel();
         let place = AtomicU64::new(0);
         let service = service_fn(|request: Request<Incoming>| {

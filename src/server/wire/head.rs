@@ -49,7 +49,7 @@ pub(super) fn read(bytes: &[u8], length: usize, headers: usize) -> Result<(usize
     let mut known = Known::default();
     for (count, line) in lines.enumerate() {
         if count >= headers {
-            return Err(Fault::TooLarge);
+            return Err(Fault::TooMany);
         }
         let (name, value) = field(line)?;
         known.take(name, value)?;

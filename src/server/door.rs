@@ -1,0 +1,118 @@
+//! The accepting side.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    BACKLOG, Stop,
+    crowd::{Crowd, Place},
+};
+use crate::headers::Proxies;
+
+/// How long accepting pauses after it failed, for instance for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The least time between two reports that connections cannot be taken.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Takes connections and hands them out to the workers in turn.
+pub(super) struct Door {
+    pub(super) listener: std::net::TcpListener,
+    pub(super) workers: Vec<mpsc::UnboundedSender<Accepted>>,
+    pub(super) stop: Stop,
+    pub(super) crowd: Arc<Crowd>,
+    /// Who begins each connection with a header of the PROXY protocol.
+    pub(super) proxies: Proxies,
+    /// How long accepting goes on once the server drains.
+    pub(super) delay: Duration,
+}
+
+/// A connection and its place among those that may be open.
+pub(super) struct Accepted {
+    pub(super) stream: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) place: Place,
+    /// It must begin with a header that says whom it is from.
+    pub(super) is_proxied: bool,
+}
+
+/// What is said at most every [`TELL_EVERY`], for strangers can cause it.
+#[derive(Default)]
+struct Told(Option<Instant>);
+
+impl Told {
+    fn say(&mut self, say: impl FnOnce()) {
+        if self.0.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.0 = Some(Instant::now());
+            say();
+        }
+    }
+}
+
+impl Door {
+    pub(super) async fn run(self) {
+        let listener = match self.listener.try_clone().and_then(tokio::net::TcpListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "the listener cannot be watched");
+                return;
+            }
+        };
+        let closing = async {
+            self.stop.drain.cancelled().await;
+            tokio::time::sleep(self.delay).await;
+        };
+        let mut closing = std::pin::pin!(closing);
+        let mut turns = self.workers.iter().cycle();
+        let mut told = Told::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut closing => break,
+                () = self.stop.cut.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+                Ok((stream, peer)) => self.hand_out(stream, peer, turns.next(), &mut told),
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+                }
+                Err(error) => {
+                    told.say(|| tracing::warn!(%error, "accepting paused"));
+                    self.crowd.make_room();
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        // What the system has accepted already is ours to answer.
+        let Ok(listener) = listener.into_std() else { return };
+        for _ in 0..BACKLOG {
+            let Ok((stream, peer)) = listener.accept() else { return };
+            self.hand_out(stream, peer, turns.next(), &mut told);
+        }
+    }
+
+    /// Gives a connection to a worker, or closes it.
+    fn hand_out(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        worker: Option<&mpsc::UnboundedSender<Accepted>>,
+        told: &mut Told,
+    ) {
+        let is_proxied = self.proxies.contains(peer.ip());
+        let place = self.crowd.enter((!is_proxied).then(|| peer.ip()), &self.stop.drain);
+        if place.as_ref().is_none_or(Place::is_turned_away) {
+            let open = self.crowd.len();
+            told.say(|| tracing::warn!(open, "turned a connection away: too many are open, of all or of one address"));
+        }
+        if let (Some(worker), Some(place)) = (worker, place) {
+            // A worker that is gone drops the connection.
+            let _ = worker.send(Accepted { stream, peer, place, is_proxied });
+        }
+    }
+}
