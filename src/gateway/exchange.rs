@@ -4,11 +4,13 @@ use std::{
     cell::RefCell,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    task::Waker,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Response};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
@@ -42,6 +44,8 @@ pub struct Exchange {
 #[derive(Debug)]
 pub struct Activity {
     under_way: AtomicUsize,
+    finished: AtomicU64,
+    waiting: AtomicWaker,
     idle_since: Mutex<Instant>,
     indulged: AtomicBool,
 }
@@ -53,8 +57,23 @@ pub struct Busy(Arc<Activity>);
 impl Activity {
     /// A connection on which nothing was asked yet.
     pub fn new() -> Arc<Self> {
-        let (under_way, indulged) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Arc::new(Self { under_way, idle_since: Mutex::new(Instant::now()), indulged })
+        Arc::new(Self {
+            under_way: AtomicUsize::new(0),
+            finished: AtomicU64::new(0),
+            waiting: AtomicWaker::new(),
+            idle_since: Mutex::new(Instant::now()),
+            indulged: AtomicBool::new(false),
+        })
+    }
+
+    /// How many requests were answered, or given up, so far.
+    pub fn finished(&self) -> u64 {
+        self.finished.load(Ordering::Acquire)
+    }
+
+    /// Wakes `waker` when the next one is.
+    pub fn wake_when_finished(&self, waker: &Waker) {
+        self.waiting.register(waker);
     }
 
     /// Whether as much of a refused body was thrown away as may be, so that nothing more of it is waited for.
@@ -95,6 +114,8 @@ impl Drop for Busy {
     fn drop(&mut self) {
         *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.0.finished.fetch_add(1, Ordering::Release);
+        self.0.waiting.wake();
     }
 }
 

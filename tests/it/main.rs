@@ -11,6 +11,7 @@ mod browser;
 mod commands;
 mod documents;
 mod examples;
+mod floods;
 mod forwarding;
 mod hostile;
 mod http2;
