@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod connection;
+mod frames;
 mod stall;
 pub mod wire;
 

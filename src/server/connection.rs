@@ -24,6 +24,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    frames::Counted,
     stall::Stalling,
     wire::{Checked, Refusal},
 };
@@ -173,7 +174,7 @@ async fn serve_http1(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: 
 
 async fn serve_http2(stream: TlsStream<TcpStream>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
-    let io = TokioIo::new(Stalling::new(stream, limits.write_timeout));
+    let io = TokioIo::new(Counted::new(Stalling::new(stream, limits.write_timeout), limits));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let list_bytes = u32::try_from(limits.head_bytes.saturating_mul(2)).unwrap_or(u32::MAX);
     let streams = Streams { patience: limits.write_timeout, rate: limits.stream_rate };
