@@ -230,7 +230,7 @@ fn floods_of_frames_end_and_hold_up_nobody() {
         flood("open streams", false, none(), |n| frame(HEADERS, END_HEADERS, 2 * n + 1, &post)),
         flood("go away", true, none(), |_| frame(GOAWAY, 0, 0, &[0; 8])),
         flood("push promise", true, none(), |n| frame(PUSH_PROMISE, END_HEADERS, 1, &(2 * n + 2).to_be_bytes())),
-        flood("large frames", true, none(), |_| frame(DATA, 0, 1, &[0; 20_000])),
+        flood("large frames", true, none(), |_| frame(DATA, 0, 1, &vec![0; 20_000])),
     ];
     let before = resident_kib();
     for flood in &floods {
@@ -244,8 +244,12 @@ fn floods_of_frames_end_and_hold_up_nobody() {
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
+/// A client's name, its connection, what it sends a byte of at a time, and whether it reads.
+type Slow<'s> = (&'s str, Box<dyn Stream>, &'s [u8], bool);
+
 /// Rule 9: a client that is slow, at whatever it does, is waited for within a bound, and nobody else is.
 #[test]
+#[allow(clippy::too_many_lines, reason = "it is a list")]
 fn slow_clients_are_cut_and_hold_up_nobody() {
     const LARGE: usize = 64 << 20;
     let upstream = Upstream::serving(|stream, request| {
@@ -313,8 +317,7 @@ fn slow_clients_are_cut_and_hold_up_nobody() {
         begun.clone(),
     ]
     .concat();
-    // Each with what it sends a byte of at a time, and whether it reads.
-    let clients: Vec<(&str, Box<dyn Stream>, &[u8], bool)> = vec![
+    let clients: Vec<Slow<'_>> = vec![
         ("slow handshake", Box::new(plain()), b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", true),
         ("silent before the handshake", Box::new(plain()), b"", true),
         ("silent after the handshake", http1(""), b"", true),
@@ -335,12 +338,12 @@ fn slow_clients_are_cut_and_hold_up_nobody() {
             .into_iter()
             .map(|(name, mut stream, drops, reads)| {
                 scope.spawn(move || {
-                    let began = Instant::now();
+                    let start = Instant::now();
                     if !reads {
                         // Its buffers fill, and the gateway waits for it no longer than it waits for any write.
                         std::thread::sleep(Duration::from_secs(3));
                         let (mut space, mut got, mut ended) = (vec![0; 1 << 16], 0, false);
-                        while !ended && began.elapsed() < Duration::from_secs(40) {
+                        while !ended && start.elapsed() < Duration::from_secs(40) {
                             match stream.read(&mut space) {
                                 Ok(0) => ended = true,
                                 Ok(count) => got += count,
@@ -355,7 +358,7 @@ fn slow_clients_are_cut_and_hold_up_nobody() {
                     }
                     let mut drops = drops.iter();
                     let mut ended = false;
-                    while !ended && began.elapsed() < Duration::from_secs(20) {
+                    while !ended && start.elapsed() < Duration::from_secs(20) {
                         let written = drops.next().is_none_or(|drop| stream.write_all(&[*drop]).is_ok());
                         ended = has_ended(&mut stream, Duration::from_millis(50)) || !written;
                     }
