@@ -161,8 +161,8 @@ fn run(gateway: &Gateway, flood: &Flood<'_>) {
     frames.0.sock.set_write_timeout(patience).unwrap();
     frames.0.sock.set_read_timeout(patience).unwrap();
     let mut open = frames.write(&flood.first);
-    let mut sent = 0;
-    while open && sent < FRAMES {
+    let (mut sent, began) = (0, Instant::now());
+    while open && sent < FRAMES && began.elapsed() < Duration::from_secs(10) {
         if sent % 5000 == 0 {
             honest(gateway, flood.name);
         }
