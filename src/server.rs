@@ -26,6 +26,7 @@ mod connection;
 mod crowd;
 mod descriptors;
 mod door;
+mod frames;
 mod proxy;
 mod stall;
 pub mod wire;

@@ -4,11 +4,13 @@ use std::{
     cell::RefCell,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    task::Waker,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Response};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
@@ -45,6 +47,8 @@ pub struct Exchange {
 #[derive(Debug)]
 pub struct Activity {
     under_way: AtomicUsize,
+    finished: AtomicU64,
+    waiting: AtomicWaker,
     /// When the first of them came, or the last of them ended.
     since: Mutex<Instant>,
     indulged: AtomicBool,
@@ -63,6 +67,8 @@ impl Activity {
     pub fn new(hits: &Arc<Hits>) -> Arc<Self> {
         Arc::new(Self {
             under_way: AtomicUsize::new(0),
+            finished: AtomicU64::new(0),
+            waiting: AtomicWaker::new(),
             since: Mutex::new(Instant::now()),
             indulged: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
@@ -75,6 +81,16 @@ impl Activity {
     /// Counts that the connection hit `limit`.
     pub fn hit(&self, limit: Limit) {
         self.hits.hit(limit);
+    }
+
+    /// How many requests were answered, or given up, so far.
+    pub fn finished(&self) -> u64 {
+        self.finished.load(Ordering::Acquire)
+    }
+
+    /// Wakes `waker` when the next one is.
+    pub fn wake_when_finished(&self, waker: &Waker) {
+        self.waiting.register(waker);
     }
 
     /// Whether as much of a refused body was thrown away as may be, so that nothing more of it is waited for.
@@ -163,6 +179,8 @@ impl Drop for Busy {
             self.0.changed();
         }
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.0.finished.fetch_add(1, Ordering::Release);
+        self.0.waiting.wake();
     }
 }
 

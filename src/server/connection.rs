@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     crowd::Guest,
     door::Accepted,
+    frames::Counted,
     proxy,
     stall::Stalling,
     wire::{Checked, Refusal},
@@ -250,7 +251,8 @@ async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
 
 async fn serve_http2(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
-    let io = TokioIo::new(Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits)));
+    let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
+    let io = TokioIo::new(Counted::new(stream, limits));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let list_bytes = u32::try_from(limits.head_bytes.saturating_mul(2)).unwrap_or(u32::MAX);
     let streams = Streams {

@@ -35,6 +35,10 @@ use chunks::Chunks;
 /// What the library reads in place of a request that cannot be taken.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";
 
+/// How much of the requests after the one under way is read ahead, so that a client that leaves is noticed; one read
+/// more at most.
+const READ_AHEAD_BYTES: usize = 16 * 1024;
+
 /// What the reader of a connection tells the one who answers on it.
 #[derive(Debug, Default)]
 pub struct Refusal(OnceLock<(u64, Fault)>);
@@ -126,6 +130,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
     fn check(&mut self) {
         while let Some(rest) = self.held.get(self.ready..).filter(|rest| !rest.is_empty()) {
             match &mut self.framing {
+                Framing::Head if self.activity.finished() < self.heads => return,
                 Framing::Head => {
                     let found = head::end(rest, self.searched, self.bounds.head_bytes);
                     match found.and_then(|end| end.map(|end| head::read(rest, end, self.bounds.headers)).transpose()) {
@@ -179,6 +184,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
         self.ready = self.held.len();
     }
 
+    /// Whether what comes now belongs to a later request than the one that is being answered.
+    ///
+    /// The library reads on during an answer, and so sees that its client left, only while it holds nothing of the
+    /// next request.
+    fn is_ahead(&self) -> bool {
+        matches!(self.framing, Framing::Head) && self.activity.finished() < self.heads
+    }
+
     fn is_between_requests(&self) -> bool {
         matches!(self.framing, Framing::Head) && self.held.is_empty()
     }
@@ -209,6 +222,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
                 Framing::Refused => return Poll::Pending,
                 Framing::Head | Framing::Body { .. } | Framing::Chunked(_) => {}
             }
+            if !this.held.is_empty() {
+                this.check();
+                if this.ready > 0 || matches!(this.framing, Framing::Broken) {
+                    continue;
+                }
+                if this.is_ahead() {
+                    this.activity.wake_when_finished(cx.waker());
+                    // It may have ended meanwhile.
+                    if !this.is_ahead() {
+                        continue;
+                    }
+                    if this.held.len() >= READ_AHEAD_BYTES {
+                        return Poll::Pending;
+                    }
+                } else if this.deadline.is_none() && matches!(this.framing, Framing::Head) {
+                    this.deadline = Some(Box::pin(tokio::time::sleep(this.bounds.head_timeout)));
+                }
+            }
             let before = out.filled().len();
             let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, out) else {
                 if let Some(deadline) = &mut this.deadline {
@@ -235,11 +266,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
             }
             this.held.extend_from_slice(came);
             out.set_filled(before);
-            this.check();
-            let begun = matches!(this.framing, Framing::Head) && this.held.len() > this.ready;
-            if begun && this.deadline.is_none() {
-                this.deadline = Some(Box::pin(tokio::time::sleep(this.bounds.head_timeout)));
-            }
         }
     }
 }

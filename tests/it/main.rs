@@ -15,6 +15,7 @@ mod documents;
 mod drain;
 mod examples;
 mod faults;
+mod floods;
 mod forwarding;
 mod hostile;
 mod http2;
