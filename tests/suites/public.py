@@ -109,8 +109,8 @@ def connections(path):
 def h2load(lab, upstream, names):
     """h2load: are all requests answered, over HTTP/2 and HTTP/1.1."""
     # The last asks for more at once than an upstream may have in flight and waiting: what is too much is refused, and nothing breaks.
-    kinds = [("HTTP/2, 20 connections, 100 streams each", ["-n", "50000", "-c", "20", "-m", "100"], False),
-             ("HTTP/2, 1,000 connections, 2 streams each", ["-n", "50000", "-c", "1000", "-m", "2"], False),
+    kinds = [("HTTP/2, 10 connections, 100 streams each", ["-n", "50000", "-c", "10", "-m", "100"], False),
+             ("HTTP/2, 1,000 connections, one stream each", ["-n", "50000", "-c", "1000", "-m", "1"], False),
              ("HTTP/1.1, 100 connections", ["--h1", "-n", "20000", "-c", "100"], False),
              ("HTTP/2, 50 connections, 100 streams each", ["-n", "50000", "-c", "50", "-m", "100"], True)]
     rows, good = [], True
