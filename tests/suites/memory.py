@@ -48,6 +48,8 @@ async def ask_and_rest(lab, proxy, headers):
     still_open = sum(1 for reader, _ in kept if not reader.at_eof())
     for _, writer in kept:
         writer.transport.abort()
+    # They are closed in the loop's next rounds, and the next proxy needs their descriptors.
+    await asyncio.sleep(1)
     return min(served, still_open), resting
 
 
@@ -155,6 +157,7 @@ async def upload_all(lab, proxy, headers, body):
             return "otherwise"
         finally:
             writer.transport.abort()
+            await asyncio.sleep(0)
     pairs = await asyncio.gather(*map(connect, range(UPLOADS)))
     outcomes = await asyncio.gather(*map(send, pairs))
     return [outcomes.count(outcome) for outcome in ("fine", "refused", "otherwise")]

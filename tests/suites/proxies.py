@@ -149,14 +149,14 @@ class Lab:
             openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", name)
             (self.folder / name).chmod(0o600)
         key("ca.key")
-        openssl("req", "-x509", "-new", "-key", "ca.key", "-sha256", "-days", "30", "-subj", "/CN=Suites",
+        openssl("req", "-x509", "-new", "-key", "ca.key", "-sha256", "-days", "90", "-subj", "/CN=Suites",
                 "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-out", "ca.pem")
         key("key.pem")
         openssl("req", "-new", "-key", "key.pem", "-subj", "/CN=localhost", "-out", "request.pem")
         (self.folder / "extensions").write_text(
             "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n"
             "extendedKeyUsage=serverAuth\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
-        openssl("x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-sha256", "-days", "30",
+        openssl("x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-sha256", "-days", "90",
                 "-extfile", "extensions", "-out", "cert.pem")
         both = self.folder / "both.pem"
         both.touch(mode=0o600)
