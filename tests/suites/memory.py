@@ -8,14 +8,15 @@ SIZE = int(os.environ.get("SIZE", str(10 << 30)))
 UPLOADS = int(os.environ.get("UPLOADS", "1000"))
 UPLOAD = 1 << 20
 # Enough that no upload is turned away: what memory that takes.
-ROOM = '[limits]\nbuffered_bytes = "2GiB"'
+ROOM = 'buffered_bytes = "2GiB"'
 
 
 def idle(lab, upstream):
     """Connections of which each has asked once and then asks nothing."""
     rows = []
     for name in NAMES:
-        proxy = lab.proxy(name, upstream)
+        # Long enough for all to be there at one time on a slow machine too.
+        proxy = lab.proxy(name, upstream, keep="10m")
         before = proxy.memory("VmRSS")
         headers = lab.headers() if name == "Countersign" else {}
         served, resting = asyncio.run(ask_and_rest(lab, proxy, headers))

@@ -32,6 +32,8 @@ upstream = "http://127.0.0.1:{upstream}"
 Strict-Transport-Security = "{hsts}"
 [log]
 access = "access.log"
+[limits]
+idle_timeout = "{keep}"
 {more}
 """
 
@@ -47,6 +49,7 @@ http {{
   access_log access.log;
   client_body_temp_path tmp-body; proxy_temp_path tmp-proxy; fastcgi_temp_path tmp-f; uwsgi_temp_path tmp-u; scgi_temp_path tmp-s;
   keepalive_requests 1000000;
+  keepalive_timeout {keep};
   client_max_body_size 16m;
   upstream service {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 1000000; }}
   server {{
@@ -85,7 +88,7 @@ defaults
   timeout client 30s
   timeout server 60s
   timeout http-request 10s
-  timeout http-keep-alive 75s
+  timeout http-keep-alive {keep}
 frontend public
   bind 127.0.0.1:{port} ssl crt {pem} alpn h2,http/1.1 curves X25519:P-256:P-384 backlog 4096
   http-after-response set-header Strict-Transport-Security "{hsts}"
@@ -191,12 +194,12 @@ class Lab:
         self.start([program("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")], folder, port)
         return port
 
-    def proxy(self, name, upstream, more=""):
-        """Starts one of NAMES; `more` is added to Countersign's configuration."""
+    def proxy(self, name, upstream, more="", keep="75s"):
+        """Starts one of NAMES, which keeps idle connections for `keep`; `more` is added to Countersign's limits."""
         folder, port = self.place(name), free_port()
         values = dict(port=port, upstream=upstream, cert=self.folder / "cert.pem", key=self.folder / "key.pem", hsts=HSTS,
                       pem=self.folder / "both.pem", ciphers=CIPHERS, account=ACCOUNT, user=nginx_user(),
-                      files=self.files, more=more)
+                      files=self.files, more=more, keep=keep)
         if name == "Countersign":
             shutil.copy2(self.folder / "secret", folder / "secret")
             (folder / "countersign.toml").write_text(COUNTERSIGN_TOML.format(**values))
@@ -290,6 +293,41 @@ class HonestClient:
         ordered = sorted(self.seconds) or [float("nan")]
         at = lambda share: f"{1000 * ordered[min(len(ordered) - 1, int(len(ordered) * share))]:.1f}"
         return [at(0.5), at(0.99), at(1), f"{self.failures} of {len(self.seconds) + self.failures}"]
+
+
+class HeldConnections:
+    """Counts, each second, the connections at a port that its server has not closed: what the client's side sees comes later, once it
+    has read what lies in between."""
+
+    # Those of an honest client and of a suite's probe.
+    FEW = 5
+
+    def __init__(self, port):
+        self.suffix, self.counts, self.stopped = f":{port:04X}", [], threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def __enter__(self):
+        self.began = time.monotonic()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.thread.join()
+
+    def run(self):
+        while not self.stopped.wait(1):
+            sockets = [line.split() for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            # ESTABLISHED or CLOSE_WAIT, and still somebody's.
+            held = sum(1 for socket in sockets if socket[1].endswith(self.suffix) and socket[3] in ("01", "08") and socket[9] != "0")
+            self.counts.append((time.monotonic() - self.began, held))
+
+    def figures(self):
+        """The most that were held, and after how many seconds of the attack half of those, and all, were let go."""
+        most = max((held for _, held in self.counts), default=0)
+        peak = next((at for at, held in self.counts if held == most), 0)
+        after = lambda left: next((f"{at:.0f} s" for at, held in self.counts if at > peak and held <= left), "not")
+        return [most, *(["–", "–"] if most <= 4 * self.FEW else [after(most / 2), after(self.FEW)])]
 
 
 def end(process):
