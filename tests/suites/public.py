@@ -91,11 +91,13 @@ def slowhttptest(lab, upstream, names):
             with HonestClient(lab, proxy.port, honest) as client, HeldConnections(proxy.port) as held:
                 run(lab, label, command, SECONDS_PER_ATTACK + 30)
             alive = proxy.alive()
+            memory = f"{proxy.memory('VmHWM') / 2**20:.0f}" if alive else "–"
             proxy.stop()
-            rows.append([attack, name, *held.figures(), probed(lab.folder / "results" / f"{label}.csv"), *client.figures(), "yes" if alive else "no"])
+            rows.append([attack, name, *held.figures(), probed(lab.folder / "results" / f"{label}.csv"), *client.figures(), memory,
+                         "yes" if alive else "no"])
     table(f"slowhttptest, {SLOW_CONNECTIONS} connections, at most {SECONDS_PER_ATTACK} s",
           ["attack", "", "held at most", "half let go after", "all let go after", "its own probe was answered", "honest: median ms", "p99",
-           "worst", "failed", "alive"], rows)
+           "worst", "failed", "peak MiB", "alive"], rows)
     return all(row[9].startswith("0 of") for row in rows if row[1] == "Countersign")
 
 
