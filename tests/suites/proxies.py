@@ -1,5 +1,5 @@
 """Countersign, nginx and HAProxy before one upstream, each as its administrator would set it up; started and ended here."""
-import json, os, pathlib, resource, shutil, signal, socket, ssl, subprocess, sys, threading, time
+import fcntl, json, os, pathlib, resource, shutil, signal, socket, ssl, subprocess, sys, threading, time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / "target/suites"
@@ -7,6 +7,7 @@ COUNTERSIGN = os.environ.get("COUNTERSIGN", str(ROOT / "target/dist/countersign"
 NAMES = ["Countersign", "nginx", "HAProxy"]
 USER, ACCOUNT = "usr_SuitesUser1", "acct_SuitesAccount1"
 HSTS = "max-age=63072000"
+KEEP = "75s"
 
 # Mozilla's "intermediate", guidelines 5.7.
 CIPHERS = ":".join(["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -85,7 +86,7 @@ global
 defaults
   mode http
   timeout connect 5s
-  timeout client 30s
+  timeout client {client}
   timeout server 60s
   timeout http-request 10s
   timeout http-keep-alive {keep}
@@ -132,8 +133,14 @@ class Lab:
     def __enter__(self):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
         self.files = allow_files(65536)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = self.folder.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"another run uses {self.folder}")
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir()
         self.authority()
         secret = self.folder / "secret"
         secret.touch(mode=0o600)
@@ -143,6 +150,7 @@ class Lab:
     def __exit__(self, *_):
         for process in reversed(self.processes):
             end(process)
+        self.lock.close()
 
     def authority(self):
         def openssl(*arguments):
@@ -194,12 +202,13 @@ class Lab:
         self.start([program("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")], folder, port)
         return port
 
-    def proxy(self, name, upstream, more="", keep="75s"):
+    def proxy(self, name, upstream, more="", keep=KEEP):
         """Starts one of NAMES, which keeps idle connections for `keep`; `more` is added to Countersign's limits."""
         folder, port = self.place(name), free_port()
         values = dict(port=port, upstream=upstream, cert=self.folder / "cert.pem", key=self.folder / "key.pem", hsts=HSTS,
                       pem=self.folder / "both.pem", ciphers=CIPHERS, account=ACCOUNT, user=nginx_user(),
-                      files=self.files, more=more, keep=keep)
+                      files=self.files, more=more, keep=keep,
+                      client="30s" if keep == KEEP else keep)
         if name == "Countersign":
             shutil.copy2(self.folder / "secret", folder / "secret")
             (folder / "countersign.toml").write_text(COUNTERSIGN_TOML.format(**values))
