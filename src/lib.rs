@@ -28,6 +28,7 @@ pub mod headers;
 // Edges: the outside world.
 pub mod body;
 pub mod clock;
+pub mod io;
 pub mod record;
 pub mod tls;
 pub mod upstream;

@@ -23,6 +23,7 @@ mod dial;
 mod health;
 mod origin;
 mod pool;
+mod stream;
 
 pub use balance::Figures;
 pub use health::Check;

@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     gateway::{Activity, Fault},
+    io::poll_read_at_most,
     limits::{Limit, Limits},
 };
 
@@ -38,6 +39,9 @@ const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection:
 /// How much of the requests after the one under way is read ahead, so that a client that leaves is noticed; one read
 /// more at most.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
+
+/// The most that is read at a time: a record of TLS, and not so much that the library takes more space for the next.
+const MOST_READ: usize = 16 * 1024 - 1;
 
 /// What the reader of a connection tells the one who answers on it.
 #[derive(Debug, Default)]
@@ -241,7 +245,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
                 }
             }
             let before = out.filled().len();
-            let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, out) else {
+            let Poll::Ready(read) = poll_read_at_most(&mut this.io, cx, out, MOST_READ) else {
                 if let Some(deadline) = &mut this.deadline {
                     ready!(deadline.as_mut().poll(cx));
                     this.activity.hit(Limit::HeadTimeout);

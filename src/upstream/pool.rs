@@ -18,7 +18,10 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{task::AbortHandle, time::Instant};
 
-use super::dial::{Answering, Dialer, Patience, Speaking, Stream, Watcher};
+use super::{
+    dial::{Dialer, Speaking},
+    stream::{Answering, Patience, Stream, Watcher},
+};
 use crate::body::Outbound;
 
 /// How long an unused HTTP/1.1 connection is kept: less than the five seconds after which Node's servers close theirs.
