@@ -18,7 +18,7 @@ use crate::{
     cors,
     headers::{self, Client, Proxies},
     limits::{Hits, Limits, Network},
-    path::CanonicalPath,
+    path::{Ambiguous, CanonicalPath},
     policy::{self, Permit},
     record::{Access, Decision, Log},
     rejection::Rejection,
@@ -199,6 +199,9 @@ impl Gateway {
         let path = path?;
         let route = self.routes.find(&path).ok_or_else(Rejection::route_unknown)?;
         exchange.note_route(route);
+        if !self.routes.holds_without_parameters(&path, route) {
+            return Err(Ambiguous::Parameter.into());
+        }
         if !route.methods.contains(&parts.method) {
             return Err(Rejection::method_not_allowed(&route.methods));
         }

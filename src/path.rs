@@ -29,6 +29,7 @@ pub enum Ambiguous {
     Character,
     Utf8,
     LookAlike,
+    Parameter,
 }
 
 impl<'p> CanonicalPath<'p> {
@@ -91,6 +92,7 @@ impl fmt::Display for Ambiguous {
             Self::Control => "it has a control character",
             Self::Character => "it has a character that must be percent-encoded",
             Self::Utf8 => "its percent escapes are not UTF-8",
+            Self::Parameter => "servers that strip path parameters (;…) read it as a path of another route",
             Self::LookAlike => "it has a character that some servers read as a dot, slash or percent sign",
         })
     }

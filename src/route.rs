@@ -157,7 +157,22 @@ impl RouteTable {
 
     /// The route for `path`: the exact one, else the longest prefix that ends at a slash.
     pub fn find(&self, path: &CanonicalPath<'_>) -> Option<&Arc<Route>> {
+        self.longest(path.decoded())
+    }
+
+    /// Whether `route`, the one for `path`, is also the one for servers that strip parameters (`;…`) from segments, so
+    /// that no request gets past the policy of one route under another's. A route that has parameters itself means
+    /// them.
+    pub fn holds_without_parameters(&self, path: &CanonicalPath<'_>, route: &Arc<Route>) -> bool {
         let decoded = path.decoded();
+        if !decoded.contains(';') || route.pattern.as_str().contains(';') {
+            return true;
+        }
+        let names: Vec<_> = decoded.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect();
+        self.longest(&names.join("/")).is_some_and(|other| Arc::ptr_eq(other, route))
+    }
+
+    fn longest(&self, decoded: &str) -> Option<&Arc<Route>> {
         let found = |part: &str| self.by_path.get(part).and_then(|place| self.routes.get(*place));
         if let Some(route) = found(decoded) {
             return Some(route);
@@ -205,6 +220,21 @@ mod tests {
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
         })
+    }
+
+    #[test]
+    fn a_parameter_does_not_lead_around_a_route() {
+        let table = table(&["/", "/admin/", "/exact", "/v;1/"]);
+        let holds = |text: &str| {
+            let path = CanonicalPath::parse(text).unwrap();
+            table.holds_without_parameters(&path, table.find(&path).unwrap())
+        };
+        for good in ["/a;x/b", "/admin/a;x", "/admin/a;x=1/b;y", "/a", "/v;1/a", "/v;1/a;b"] {
+            assert!(holds(good), "{good}");
+        }
+        for bad in ["/admin;x/y", "/admin;/y", "/exact;x", "/exact%3bx", "/admin%3Bx/y"] {
+            assert!(!holds(bad), "{bad}");
+        }
     }
 
     fn table(patterns: &[&str]) -> RouteTable {

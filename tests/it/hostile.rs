@@ -222,6 +222,24 @@ fn a_path_with_two_readings_is_refused() {
 }
 
 /// Holds rule 8.
+/// Holds rule 8.
+#[test]
+fn a_parameter_in_a_path_does_not_lead_around_a_stricter_route() {
+    let upstream = Upstream::ok();
+    let origin = upstream.origin();
+    let gateway = Gateway::with(&format!(
+        "[[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{origin}\"\n\
+         [[routes]]\npath = \"/admin/\"\napp = \"test\"\nupstream = \"{origin}\"\nroles = [\"admin\"]\n"
+    ));
+    for path in ["/admin;x/users", "/admin;/users", "/admin%3bx/users"] {
+        let answer = gateway.ask(signed_head("GET", path, ""));
+        assert_eq!((answer.status, answer.code().as_str()), (400, "path_ambiguous"), "{path}");
+    }
+    assert_eq!(gateway.ask(signed_head("GET", "/admin/users;x", "")).code(), "role_missing");
+    assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
+    assert_eq!(gateway.ask(signed_head("GET", "/users;x=1/a", "")).status, 200);
+}
+
 #[test]
 fn a_path_with_one_reading_goes_on_as_it_came() {
     let upstream = Upstream::ok();
