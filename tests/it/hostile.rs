@@ -222,7 +222,6 @@ fn a_path_with_two_readings_is_refused() {
 }
 
 /// Holds rule 8.
-/// Holds rule 8.
 #[test]
 fn a_parameter_in_a_path_does_not_lead_around_a_stricter_route() {
     let upstream = Upstream::ok();
@@ -240,6 +239,7 @@ fn a_parameter_in_a_path_does_not_lead_around_a_stricter_route() {
     assert_eq!(gateway.ask(signed_head("GET", "/users;x=1/a", "")).status, 200);
 }
 
+/// Holds rule 8.
 #[test]
 fn a_path_with_one_reading_goes_on_as_it_came() {
     let upstream = Upstream::ok();
