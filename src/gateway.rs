@@ -96,8 +96,7 @@ impl Admitted<'_> {
 impl Gateway {
     /// Answers `request`: with a preflight's answer, with the upstream's for whoever is permitted, or with a refusal.
     pub async fn answer(&self, arrival: Arrival, request: Request<Incoming>) -> Response<Answer> {
-        let (mut parts, body) = request.into_parts();
-        let upgrading = parts.extensions.remove::<OnUpgrade>();
+        let (parts, body) = request.into_parts();
         let mut body = Some(body);
         let now = self.clock.now();
         let client = arrival.client.map(|peer| self.trusted_proxies.client(peer, &parts.headers));
@@ -118,7 +117,7 @@ impl Gateway {
         let closes = unread.is_some_and(|body| leave_unread(&parts, body, &self.limits, Arc::clone(&activity)));
         let mut response = match outcome {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                exchange.switch(response, upgrading, &activity, &self.limits)
+                exchange.switch(response, &activity, &self.limits)
             }
             Ok(response) => exchange.answer(response),
             Err(rejection) => {

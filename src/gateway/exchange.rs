@@ -12,7 +12,6 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Response};
-use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use super::{Answer, Content, Tunnel, common};
@@ -49,6 +48,9 @@ pub struct Activity {
     under_way: AtomicUsize,
     finished: AtomicU64,
     waiting: AtomicWaker,
+    /// Whether all that was read was taken and the next request waited for; whether something is still to be written.
+    rests: AtomicBool,
+    unsent: AtomicBool,
     /// When the first of them came, or the last of them ended.
     since: Mutex<Instant>,
     indulged: AtomicBool,
@@ -69,6 +71,8 @@ impl Activity {
             under_way: AtomicUsize::new(0),
             finished: AtomicU64::new(0),
             waiting: AtomicWaker::new(),
+            rests: AtomicBool::new(false),
+            unsent: AtomicBool::new(false),
             since: Mutex::new(Instant::now()),
             indulged: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
@@ -86,6 +90,22 @@ impl Activity {
     /// How many requests were answered, or given up, so far.
     pub fn finished(&self) -> u64 {
         self.finished.load(Ordering::Acquire)
+    }
+
+    /// Notes whether the next request is waited for, with nothing left of the one before.
+    pub fn note_rest(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
+    }
+
+    /// Notes whether something could not be written yet.
+    pub fn note_unsent(&self, unsent: bool) {
+        self.unsent.store(unsent, Ordering::Relaxed);
+    }
+
+    /// Whether nothing of a request or an answer is left in the connection, and has not been for `patience`.
+    pub fn rests(&self, patience: Duration) -> bool {
+        let is_quiet = self.rests.load(Ordering::Relaxed) && !self.unsent.load(Ordering::Relaxed);
+        is_quiet && self.finished() > 0 && self.idle_until(patience).is_none()
     }
 
     /// Wakes `waker` when the next one is.
@@ -258,20 +278,18 @@ impl Exchange {
     pub(super) fn switch(
         mut self,
         response: Response<Content>,
-        downstream: Option<OnUpgrade>,
         activity: &Activity,
         limits: &Limits,
     ) -> Response<Answer> {
         let (mut parts, content) = response.into_parts();
-        let (Content::Switched(upstream), Some(downstream), Some(mut held)) = (content, downstream, self.held.take())
-        else {
+        let (Content::Switched(upstream), Some(mut held)) = (content, self.held.take()) else {
             return self.refuse(&Rejection::from(upstream::Error::Invalid));
         };
         held.release();
         common(&mut parts.headers, self.request_id());
         self.note(|record| record.status = parts.status.as_u16());
         let (age, idle_timeout) = (limits.websocket_age, limits.websocket_idle_timeout);
-        activity.switch(Tunnel { downstream, upstream, held, exchange: self, age, idle_timeout });
+        activity.switch(Tunnel { upstream, held, exchange: self, age, idle_timeout });
         Response::from_parts(parts, body::Answer::unrecorded(bytes::Bytes::new()))
     }
 

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -69,10 +70,9 @@ pub(super) fn upgrade(headers: &mut HeaderMap) {
     headers.insert(header::UPGRADE, WEBSOCKET);
 }
 
-/// Both connections of a WebSocket, before and while bytes pass between them.
+/// A WebSocket to which the upstream has agreed, until the client's connection is there for it.
 #[derive(Debug)]
 pub struct Tunnel {
-    pub(super) downstream: OnUpgrade,
     pub(super) upstream: OnUpgrade,
     /// The upstream's connection, which is not used again.
     pub(super) held: Held,
@@ -93,14 +93,15 @@ struct Passed {
 }
 
 impl Tunnel {
-    /// Passes bytes both ways until one side ends, it is too old or too quiet, or `drain` is told; records it then.
-    pub async fn run(self, drain: CancellationToken) {
-        let Self { downstream, upstream, held, mut exchange, age, idle_timeout } = self;
+    /// Passes bytes between `downstream`, from which `early` was read already, and the upstream until one side ends, it is
+    /// too old or too quiet, or `drain` is told; records it then.
+    pub async fn run<T: AsyncRead + AsyncWrite>(self, downstream: T, early: Bytes, drain: CancellationToken) {
+        let Self { upstream, held, mut exchange, age, idle_timeout } = self;
         let passed = Passed::new();
-        let both = async { tokio::try_join!(downstream, upstream) };
-        let complete = match tokio::time::timeout(HAND_OVER, both).await {
-            Ok(Ok((downstream, upstream))) => {
-                relay(downstream, upstream, &passed, age, idle_timeout, drain).await.is_ok()
+        let complete = match tokio::time::timeout(HAND_OVER, upstream).await {
+            Ok(Ok(upstream)) => {
+                let relayed = relay(downstream, &early, upstream, &passed, age, idle_timeout, drain);
+                relayed.await.is_ok()
             }
             Ok(Err(_)) | Err(_) => false,
         };
@@ -138,19 +139,24 @@ impl Passed {
 ///
 /// # Errors
 /// What broke it off: a connection's own error; `TimedOut` after its age or a pause; `Interrupted` for a drain.
-async fn relay(
-    downstream: Upgraded,
+async fn relay<T: AsyncRead + AsyncWrite>(
+    downstream: T,
+    early: &[u8],
     upstream: Upgraded,
     passed: &Passed,
     age: Duration,
     idle_timeout: Duration,
     drain: CancellationToken,
 ) -> io::Result<()> {
-    let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(downstream));
+    let (mut from_client, mut to_client) = tokio::io::split(downstream);
     let (mut from_service, mut to_service) = tokio::io::split(TokioIo::new(upstream));
     let mut frames = Frames::default();
     let ended = {
-        let up = pump(&mut from_client, &mut to_service, |bytes| passed.note(&passed.up, bytes.len()));
+        let up = async {
+            passed.note(&passed.up, early.len());
+            to_service.write_all(early).await?;
+            pump(&mut from_client, &mut to_service, |bytes| passed.note(&passed.up, bytes.len())).await
+        };
         let down = pump(&mut from_service, &mut to_client, |bytes| {
             frames.read(bytes);
             passed.note(&passed.down, bytes.len());

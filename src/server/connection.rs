@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{
@@ -19,7 +20,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+    time::Instant,
+};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +49,8 @@ const LAST_CHANCE: Duration = Duration::from_millis(500);
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How long it may take to tell a client that there are too many.
 const TURNING_AWAY: Duration = Duration::from_secs(5);
+/// How long nothing is asked on a kept HTTP/1.1 connection before it rests.
+const REST: Duration = Duration::from_secs(1);
 /// How often an HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// HTTP/2 streams that a client reset before they were taken, and streams reset for its mistakes: more end the connection.
@@ -208,30 +215,77 @@ impl Served {
 async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, drain: CancellationToken) {
     let limits = &served.gateway.limits;
     let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
-    let io = TokioIo::new(Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity)));
+    let mut io = Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity));
+    loop {
+        let (stays, early) = match Box::pin(serve_for_a_while(io, served, &drain)).await {
+            Ended::Closed => return,
+            Ended::Rests(stays) => (stays, Bytes::new()),
+            Ended::Switched(stays, early) => (stays, early),
+        };
+        io = stays;
+        if let Some(tunnel) = served.activity.tunnel() {
+            Box::pin(tunnel.run(io, early, drain)).await;
+            return;
+        }
+        let draining = served.closing.load(Ordering::Relaxed) || drain.is_cancelled();
+        let until = served.activity.idle_until(limits.idle_timeout).filter(|_| !draining);
+        let stirred = tokio::select! {
+            biased;
+            stirred = io.stirred() => stirred,
+            () = tokio::time::sleep_until(until.unwrap_or_else(|| Instant::now() + LAST_CHANCE)) => false,
+            () = drain.cancelled(), if !draining => {
+                served.closing.store(true, Ordering::Relaxed);
+                tokio::time::timeout(LAST_CHANCE, io.stirred()).await.unwrap_or(false)
+            }
+        };
+        if !stirred {
+            let _ = io.shutdown().await;
+            return;
+        }
+    }
+}
+
+/// How it goes on with an HTTP/1.1 connection.
+enum Ended<T> {
+    Closed,
+    /// Nothing is asked on it for the moment.
+    Rests(T),
+    /// It is another protocol's from here on, of which the bytes were read already.
+    Switched(T, Bytes),
+}
+
+/// Serves requests until the connection ends, becomes another protocol's, or rests. The library's part of a connection,
+/// with its buffers, is most of what one takes; it is made anew when a resting one stirs.
+async fn serve_for_a_while<T: AsyncRead + AsyncWrite + Unpin>(
+    io: Checked<T>,
+    served: &Arc<Served>,
+    drain: &CancellationToken,
+) -> Ended<Checked<T>> {
+    let limits = &served.gateway.limits;
     // The library keeps the place for a request's work for as long as the connection lasts.
     let service = service_fn(|request| Box::pin(Arc::clone(served).answer(request)));
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_headers(limits.headers + 16)
         .max_buf_size((limits.head_bytes + 16 * 1024).max(64 * 1024))
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let mut idle = std::pin::pin!(tokio::time::sleep(limits.idle_timeout));
-    let mut draining = false;
+        .serve_connection(TokioIo::new(io), service);
+    let mut draining = served.closing.load(Ordering::Relaxed);
+    let first = if draining { LAST_CHANCE } else { REST.min(limits.idle_timeout) };
+    let mut idle = std::pin::pin!(tokio::time::sleep(first));
     loop {
         tokio::select! {
             biased;
-            ended = connection.as_mut() => {
+            ended = &mut connection => {
                 if let Err(error) = ended {
                     tracing::debug!(peer = %served.peer, %error, "connection ended");
+                    return Ended::Closed;
                 }
-                if let Some(tunnel) = served.activity.tunnel() {
-                    Box::pin(tunnel.run(drain)).await;
+                if !served.activity.is_switched() {
+                    return Ended::Closed;
                 }
-                return;
+                let parts = connection.into_parts();
+                return Ended::Switched(parts.io.into_inner(), parts.read_buf);
             }
             () = drain.cancelled(), if !draining => {
                 draining = true;
@@ -239,9 +293,12 @@ async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
                 idle.as_mut().reset(Instant::now() + LAST_CHANCE);
             }
             () = idle.as_mut() => match served.activity.idle_until(limits.idle_timeout) {
-                Some(later) if !draining => idle.as_mut().reset(later),
+                Some(_) if !draining && served.activity.rests(REST) => {
+                    return Ended::Rests(connection.into_parts().io.into_inner());
+                }
+                Some(later) if !draining => idle.as_mut().reset(later.min(Instant::now() + REST)),
                 Some(_) | None => {
-                    connection.as_mut().graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                     idle.as_mut().reset(Instant::now() + limits.idle_timeout);
                 }
             },

@@ -40,6 +40,9 @@ const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection:
 /// more at most.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
+/// What is read of a request that ends a rest.
+const FIRST_READ: usize = 4096;
+
 /// The most that is read at a time: a record of TLS, and not so much that the library takes more space for the next.
 const MOST_READ: usize = 16 * 1024 - 1;
 
@@ -196,6 +199,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
         matches!(self.framing, Framing::Head) && self.activity.finished() < self.heads
     }
 
+    /// Waits until the client sends something, which is kept for the next reader, or ends; whether it was the first. To be
+    /// called between two requests.
+    pub fn stirred(&mut self) -> impl Future<Output = bool> + '_ {
+        if self.held.is_empty() {
+            self.held = BytesMut::new();
+        }
+        std::future::poll_fn(|cx| {
+            let mut space = [0; FIRST_READ];
+            let mut first = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut first));
+            self.held.extend_from_slice(first.filled());
+            Poll::Ready(read.is_ok() && !first.filled().is_empty())
+        })
+    }
+
     fn is_between_requests(&self) -> bool {
         matches!(self.framing, Framing::Head) && self.held.is_empty()
     }
@@ -246,6 +264,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
             }
             let before = out.filled().len();
             let Poll::Ready(read) = poll_read_at_most(&mut this.io, cx, out, MOST_READ) else {
+                this.activity.note_rest(this.is_between_requests());
                 if let Some(deadline) = &mut this.deadline {
                     ready!(deadline.as_mut().poll(cx));
                     this.activity.hit(Limit::HeadTimeout);
@@ -253,6 +272,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
                 }
                 return Poll::Pending;
             };
+            this.activity.note_rest(false);
             read?;
             let came = out.filled().get(before..).unwrap_or_default();
             if came.is_empty() {
@@ -276,7 +296,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Checked<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, bytes);
+        if written.is_pending() {
+            this.activity.note_unsent(true);
+        }
+        written
     }
 
     fn poll_write_vectored(
@@ -284,7 +309,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Checked<T> {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, parts)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, parts);
+        if written.is_pending() {
+            this.activity.note_unsent(true);
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -292,7 +322,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Checked<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.io).poll_flush(cx);
+        this.activity.note_unsent(flushed.is_pending());
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -320,5 +353,34 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Checked<T> {
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::limits::Hits;
+
+    #[tokio::test]
+    async fn a_connection_rests_only_when_all_is_read_and_written() {
+        let (mut client, server) = tokio::io::duplex(16);
+        let activity = Activity::new(&Arc::new(Hits::default()));
+        let mut checked = Checked::new(server, &Limits::default(), Arc::default(), Arc::clone(&activity));
+        drop(crate::gateway::Busy::new(&activity));
+        let mut space = [0; 64];
+        assert!(poll!(std::pin::pin!(checked.read(&mut space))).is_pending());
+        assert!(activity.rests(Duration::ZERO), "nothing is left");
+        assert!(!activity.rests(Duration::from_secs(5)), "not for long");
+        assert!(poll!(std::pin::pin!(checked.write_all(&[7; 40]))).is_pending());
+        assert!(!activity.rests(Duration::ZERO), "something is still to be written");
+        client.read_exact(&mut space[..16]).await.unwrap();
+        checked.flush().await.unwrap();
+        assert!(activity.rests(Duration::ZERO));
+        client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        assert!(poll!(std::pin::pin!(checked.read(&mut space))).is_pending());
+        assert!(!activity.rests(Duration::ZERO), "a request has begun");
     }
 }

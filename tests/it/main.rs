@@ -22,6 +22,7 @@ mod http2;
 mod layers;
 mod limits;
 mod policy;
+mod rest;
 mod rules;
 mod semantics;
 mod streams;
