@@ -8,7 +8,7 @@ SIZE = int(os.environ.get("SIZE", str(10 << 30)))
 UPLOADS = int(os.environ.get("UPLOADS", "1000"))
 UPLOAD = 1 << 20
 # Enough that no upload is turned away: what memory that takes.
-ROOM = 'buffered_bytes = "2GiB"'
+ROOM = 'buffered_bytes = "2GiB"\nbuffered_bytes_per_address = "2GiB"'
 
 
 def idle(lab, upstream):
