@@ -47,7 +47,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> u8 {
-    running::start_logging();
+    let _logging = running::start_logging();
     match prepare(options) {
         Ok(prepared) => serve(options, prepared),
         Err(code) => code,

@@ -5,11 +5,13 @@ use std::{
     io::{self, Write},
     os::fd::AsFd as _,
     path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     task::Poll,
     time::Duration,
 };
 
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 
 use super::{FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, loaded, say_error};
 use crate::{
@@ -22,8 +24,11 @@ use crate::{
 /// How long the last lines of the access log may take to be written at the end.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
+/// Lines of the program's own log that wait for stderr; those beyond are dropped and counted.
+const WAITING_LINES: usize = 4096;
+
 pub(super) fn run(config: Option<PathBuf>) -> u8 {
-    start_logging();
+    let _logging = start_logging();
     let config = match loaded(config) {
         Ok(config) => config,
         Err(code) => return code,
@@ -44,8 +49,50 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
     }
 }
 
-/// The program's own log, on stderr. What libraries say is capped at `info`.
-pub(super) fn start_logging() {
+/// Writes, when dropped, what of the program's own log still waits; for a second or so if nobody reads.
+#[must_use]
+pub(super) struct Logging;
+
+/// Waits for the last lines; here, so that every way out of the process can end it.
+static WAITING: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        end_logging();
+    }
+}
+
+fn end_logging() {
+    let guard = WAITING.lock().unwrap_or_else(PoisonError::into_inner).take();
+    drop(guard);
+}
+
+/// Stderr, by the one thread that may wait for it; says how many lines did not get there.
+#[derive(Default)]
+struct Diagnostics {
+    dropped: Arc<OnceLock<ErrorCounter>>,
+    said: usize,
+}
+
+impl Write for Diagnostics {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut stderr = io::stderr();
+        stderr.write_all(line)?;
+        let dropped = self.dropped.get().map_or(0, ErrorCounter::dropped_lines);
+        if dropped > self.said {
+            self.said = dropped;
+            writeln!(stderr, "{dropped} lines of this log dropped so far: it was not read fast enough")?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// The program's own log, on stderr, for which nothing waits. What libraries say is capped at `info`.
+pub(super) fn start_logging() -> Logging {
     use tracing_subscriber::{
         filter::{LevelFilter, Targets},
         prelude::*,
@@ -53,8 +100,15 @@ pub(super) fn start_logging() {
     let level = ["COUNTERSIGN_LOG", "RUST_LOG"].into_iter().find_map(|name| std::env::var(name).ok());
     let level = level.and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
     let filter = Targets::new().with_default(level.min(LevelFilter::INFO)).with_target("countersign", level);
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false).with_filter(filter);
+    let diagnostics = Diagnostics::default();
+    let dropped = Arc::clone(&diagnostics.dropped);
+    let (writer, guard) =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES).finish(diagnostics);
+    let _ = dropped.set(writer.error_counter());
+    *WAITING.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).with_filter(filter);
     let _ = tracing_subscriber::registry().with(layer).try_init();
+    Logging
 }
 
 fn sink(log: &AccessLog) -> io::Result<Box<dyn Write + Send>> {
@@ -126,6 +180,7 @@ fn watch_signals(stop: &Stop) -> io::Result<()> {
         stop.drain();
         any().await;
         tracing::warn!("stopped at once");
+        end_logging();
         std::process::exit(i32::from(NEGATIVE));
     };
     let both = async { tokio::join!(obey, ignore) };

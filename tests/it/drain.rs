@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 
 use crate::{
-    commands::{Folder, Running},
+    commands::{Folder, Running, countersign},
     streams::{head_now, now, over_http2_to, request_at},
     support::{Client, Upstream, client_config},
 };
@@ -205,4 +205,28 @@ fn a_full_disk_under_the_access_log_disturbs_no_request() {
     drop(client);
     let said = gateway.drained();
     assert!(said.contains("access log lines dropped"), "{said}");
+}
+
+/// Fault: log sink blocked (full pipe): neither requests nor the drain wait for the program's own log.
+#[test]
+fn a_full_pipe_under_the_own_log_holds_up_neither_requests_nor_the_drain() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "");
+    // Nobody reads it, and what the program says finds no room.
+    let (_unread, mut pipe) = std::io::pipe().unwrap();
+    let mut command = countersign();
+    command.args(["run", "--config", &folder.file("countersign.toml")]).env("COUNTERSIGN_LOG", "trace");
+    command.stdout(Stdio::null()).stderr(pipe.try_clone().unwrap());
+    std::thread::spawn(move || while pipe.write_all(&[b'.'; 4096]).is_ok() {});
+    let mut gateway = folder.started(&mut command);
+    let tls = Arc::new(client_config(&folder.folder.path().join("cert.pem"), &[b"http/1.1"]));
+    let mut client = Client::to(SocketAddr::from(([127, 0, 0, 1], folder.port)), &tls);
+    for _ in 0..20 {
+        gateway.signal("HUP");
+        client.send(head_now("GET", "/a", ""));
+        assert_eq!(client.answer().status, 200);
+    }
+    drop(client);
+    gateway.signal("TERM");
+    assert_eq!(gateway.exit_code(), Some(0));
 }

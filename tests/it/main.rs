@@ -21,6 +21,7 @@ mod hostile;
 mod http2;
 mod layers;
 mod limits;
+mod names;
 mod policy;
 mod rest;
 mod rules;
