@@ -98,9 +98,16 @@ impl Addresses {
         }
     }
 
-    /// Whether a connection to `address` still leads to the server, as far as is known.
-    pub(super) fn holds(&self, address: SocketAddr) -> bool {
-        self.known.borrow().found.as_ref().is_none_or(|(_, addresses)| addresses.contains(&address))
+    /// Whether a kept connection to `address` still leads to the server, as far as is known. It counts as asking for the
+    /// addresses, so that a change is followed although nothing is dialled.
+    pub(super) fn holds(self: &Arc<Self>, address: SocketAddr) -> bool {
+        let known = self.known.borrow();
+        let Some((at, addresses)) = &known.found else { return false };
+        let age = at.elapsed();
+        if age >= self.lasts / 2 && known.failed.as_ref().is_none_or(|(at, _)| at.elapsed() >= FAILURE_LASTS) {
+            self.look_up();
+        }
+        age < self.lasts && addresses.contains(&address)
     }
 
     /// Begins a look-up, if none is under way. It goes on when those who wait for it give up.
