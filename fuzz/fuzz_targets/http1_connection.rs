@@ -2,11 +2,12 @@
 //! reaches the service that no signature permitted, and what does reach it is written in one way.
 #![no_main]
 
+use countersign::tls;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../harness.rs"]
 mod harness;
 
-use harness::{LAB, Protocol};
+use harness::LAB;
 
-fuzz_target!(|input: &[u8]| LAB.run(Protocol::Http1, input));
+fuzz_target!(|input: &[u8]| LAB.run(tls::HTTP_1_1, input));

@@ -2,12 +2,13 @@
 //! octets and so much payload, which is framed as HTTP/2 has it. An input that begins with 0xff goes on as it is.
 #![no_main]
 
+use countersign::tls;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../harness.rs"]
 mod harness;
 
-use harness::{LAB, Protocol};
+use harness::LAB;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
@@ -17,7 +18,7 @@ fuzz_target!(|input: &[u8]| {
         Some((0xff, raw)) => sent.extend_from_slice(raw),
         _ => frames(input, &mut sent),
     }
-    LAB.run(Protocol::Http2, &sent);
+    LAB.run(tls::H2, &sent);
 });
 
 fn frames(mut input: &[u8], sent: &mut Vec<u8>) {

@@ -94,6 +94,7 @@ fn route(pattern: Pattern, scheme: &Arc<Scheme>) -> Arc<Route> {
         upstream_path: None,
         body_limit_bytes: None,
         response_timeout: None,
+        websocket: false,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
     })
