@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What a route demands of whoever is proven to ask. Whatever is not allowed here is refused.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub accounts: Accounts,
     /// Any of these users; `None`: every user of an allowed account.
@@ -19,7 +19,7 @@ pub struct Policy {
 }
 
 /// The accounts whose users may pass.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accounts {
     Only(HashSet<AccountId>),
     /// `unsafe_any_account`: whoever installed the app.

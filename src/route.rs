@@ -82,6 +82,11 @@ impl Pattern {
         &self.text
     }
 
+    /// The path without its escapes, as it is matched.
+    pub fn decoded(&self) -> &str {
+        &self.decoded
+    }
+
     /// Whether it stands for everything below it.
     pub fn is_prefix(&self) -> bool {
         self.text.ends_with('/')

@@ -47,10 +47,15 @@ pub(super) fn routes<'c>(root: &Section<'c>, mut known: Known<'_, 'c>) -> Vec<Ar
     let mut routes = Vec::with_capacity(items.len());
     let mut lines = HashMap::new();
     let mut used = HashSet::new();
+    let mut paths = Vec::with_capacity(items.len());
     for item in items {
         let Some(section) = item.section("routes") else { continue };
-        routes.extend(route(&section, &mut known, &mut lines, &mut used).map(Arc::new));
+        if let Some(route) = route(&section, &mut known, &mut lines, &mut used).map(Arc::new) {
+            paths.extend(section.item("path").map(|item| (item, Arc::clone(&route))));
+            routes.push(route);
+        }
     }
+    warn_of_slashes(&paths);
     for (name, app) in known.apps {
         if !used.contains(name)
             && app.made.is_some()
@@ -115,6 +120,25 @@ fn route<'c>(
         request_headers: request_headers?,
         response_headers: response_headers?,
     })
+}
+
+/// Warns of routes for exactly one path where the same with a slash behind it is under another's policy: many services
+/// answer both alike.
+fn warn_of_slashes(paths: &[(Item<'_>, Arc<Route>)]) {
+    let by_path: HashMap<_, _> = paths.iter().map(|(_, route)| (route.pattern.decoded(), route)).collect();
+    for (item, route) in paths {
+        let path = route.pattern.decoded();
+        if path.ends_with('/') || by_path.contains_key(format!("{path}/").as_str()) {
+            continue;
+        }
+        let wider = path.rmatch_indices('/').find_map(|(at, _)| by_path.get(path.get(..=at)?));
+        if let Some(wider) = wider.filter(|wider| wider.app != route.app || wider.policy != route.policy) {
+            item.warn(&format!(
+                "with a slash behind it this path belongs to the route {} and its policy: a service that answers both alike wants a route for each",
+                quoted(wider.pattern.as_str())
+            ));
+        }
+    }
 }
 
 /// Whether a request of a route may ask for a WebSocket, which begins as HTTP/1.1.

@@ -34,6 +34,8 @@ struct Inside {
     guests: HashMap<u64, Guest>,
     next: u64,
     turned_away: usize,
+    /// How many gave way to others and are not gone yet: what they asked at the last moment is answered.
+    leaving: usize,
     /// How many guests each address has, where that is limited.
     addresses: HashMap<Network, usize>,
     /// When nobody was idle.
@@ -65,7 +67,7 @@ enum Standing {
     TurnedAway,
 }
 
-/// How many connections beyond `limit` are told that there are too many.
+/// How many connections beyond `limit` are told that there are too many, and how many have given way and still finish.
 pub(super) fn reserve(limit: usize) -> usize {
     (limit / 64).clamp(8, 512)
 }
@@ -116,7 +118,7 @@ impl Crowd {
             return true;
         }
         self.hits.hit(Limit::Connections);
-        self.make_room_in(inside)
+        inside.leaving < reserve(self.limit) && self.make_room_in(inside)
     }
 
     fn make_room_in(&self, inside: &mut Inside) -> bool {
@@ -136,10 +138,17 @@ impl Crowd {
         }
         for (_, number) in idle.iter().take(count) {
             if let Some(guest) = inside.guests.remove(number) {
+                inside.leaving += 1;
                 guest.leave.cancel();
             }
         }
         true
+    }
+
+    fn leave(inside: &mut Inside, number: u64) {
+        if inside.guests.remove(&number).is_none() {
+            inside.leaving -= 1;
+        }
     }
 
     /// Whether as many are inside from `network` as may be, which is counted.
@@ -179,7 +188,7 @@ impl Place {
         let mut inside = crowd.inside();
         if crowd.has_its_share(&inside, network) {
             self.standing = crowd.turn_away(&mut inside)?;
-            inside.guests.remove(&number);
+            Crowd::leave(&mut inside, number);
         } else {
             crowd.count(&mut inside, Some(network));
             self.network = Some(network);
@@ -202,7 +211,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut inside = self.crowd.inside();
         match self.standing {
-            Standing::Inside(number) => drop(inside.guests.remove(&number)),
+            Standing::Inside(number) => Crowd::leave(&mut inside, number),
             Standing::TurnedAway => inside.turned_away -= 1,
         }
         let Some(network) = self.network else { return };
@@ -258,6 +267,22 @@ mod tests {
         assert!(enter(&crowd, 3).unwrap().is_turned_away(), "nobody is looked for again at once");
         tokio::time::advance(NOBODY_IDLE).await;
         assert!(!enter(&crowd, 3).unwrap().is_turned_away());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gave_way_and_does_not_go_takes_part_of_a_bounded_allowance() {
+        let crowd = crowd(2, None);
+        let mut places = vec![enter(&crowd, 0).unwrap(), enter(&crowd, 1).unwrap()];
+        for _ in 0..reserve(2) {
+            places.push(enter(&crowd, 2).unwrap());
+        }
+        assert!(!places.iter().any(Place::is_turned_away));
+        assert_eq!((crowd.len(), crowd.inside().leaving), (2, reserve(2)));
+        assert!(enter(&crowd, 3).unwrap().is_turned_away(), "nobody gives way while so many have not gone");
+        drop(places.remove(0));
+        assert!(!enter(&crowd, 3).unwrap().is_turned_away());
+        drop(places);
+        assert_eq!((crowd.len(), crowd.inside().leaving), (0, 0));
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn raised() -> Option<usize> {
 /// How many of the `wanted` connections fit into `descriptors` beside at most `upstream` to the upstreams: as many as
 /// leave those their number, or half of all where that is more.
 fn carried(wanted: usize, upstream: usize, descriptors: usize) -> usize {
-    let left = descriptors.saturating_sub(SPARE + crowd::reserve(wanted));
+    let left = descriptors.saturating_sub(SPARE + 2 * crowd::reserve(wanted));
     let upstream = upstream.min(wanted).min(left / 2);
     wanted.min(left - upstream).max(1)
 }
@@ -52,9 +52,9 @@ mod tests {
     #[test]
     fn connections_leave_descriptors_for_the_upstreams() {
         assert_eq!(carried(20_000, 1024, 1_048_576), 20_000);
-        assert_eq!(carried(20_000, 1024, 20_000), 20_000 - 128 - 312 - 1024);
-        assert_eq!(carried(20_000, 100_000, 20_000), (20_000 - 128 - 312) / 2);
-        assert_eq!(carried(20_000, 1024, 1024), (1024 - 128 - 312) / 2);
+        assert_eq!(carried(20_000, 1024, 20_000), 20_000 - 128 - 624 - 1024);
+        assert_eq!(carried(20_000, 100_000, 20_000), (20_000 - 128 - 624) / 2);
+        assert_eq!(carried(20_000, 1024, 1024), (1024 - 128 - 624) / 2);
         assert_eq!(carried(20_000, 1024, 10), 1);
         assert_eq!(carried(10, 1024, 200), 10);
     }

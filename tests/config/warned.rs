@@ -17,6 +17,13 @@ fn risks_are_warned_of_with_their_key_and_line() {
     for (from, to, key, line, risk) in [
         ("/shipping/orders/", "/", "routes.0.path", 16, "every path"),
         ("/shipping/orders/", "/orders/*", "routes.0.path", 16, "stands for itself"),
+        (
+            "signed = \"body\"",
+            "signed = \"body\"\n[[routes]]\npath=\"/shipping/orders/a\"\napp=\"shipping\"\nupstream=\"orders\"\nusers=[\"usr_a\"]\n",
+            "routes.1.path",
+            21,
+            "with a slash behind it",
+        ),
         ("signed = \"body\"", "signed = \"identity\"", "routes.0.signed", 19, "POST with signed"),
         ("signed = \"body\"", "methods = [\"PUT\"]", "routes.0.methods", 19, "PUT with signed"),
         (", \"http://10.0.4.8:8080\"", "", "upstreams.orders.servers.0", 13, "one server"),
