@@ -231,6 +231,10 @@ impl Exchange {
         });
     }
 
+    pub(super) fn hit(&self, limit: Limit) {
+        self.busy.0.hit(limit);
+    }
+
     pub(super) fn note_received(&mut self, bytes: u64) {
         self.note(|record| record.received_bytes = bytes);
     }

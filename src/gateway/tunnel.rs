@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Exchange;
-use crate::{body::Ending as _, headers, upstream::Held};
+use crate::{body::Ending as _, headers, limits::Limit, upstream::Held};
 
 /// Bytes that are read at once, in either direction.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -100,8 +100,11 @@ impl Tunnel {
         let passed = Passed::new();
         let complete = match tokio::time::timeout(HAND_OVER, upstream).await {
             Ok(Ok(upstream)) => {
-                let relayed = relay(downstream, &early, upstream, &passed, age, idle_timeout, drain);
-                relayed.await.is_ok()
+                let relayed = relay(downstream, &early, upstream, &passed, age, idle_timeout, drain).await;
+                if let Err(Broken::Limit(limit)) = relayed {
+                    exchange.hit(limit);
+                }
+                relayed.is_ok()
             }
             Ok(Err(_)) | Err(_) => false,
         };
@@ -135,10 +138,19 @@ impl Passed {
     }
 }
 
+/// What broke a WebSocket off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Broken {
+    /// One of the connections.
+    Connection,
+    Limit(Limit),
+    Drain,
+}
+
 /// Passes bytes until both sides have ended.
 ///
 /// # Errors
-/// What broke it off: a connection's own error; `TimedOut` after its age or a pause; `Interrupted` for a drain.
+/// [`Broken`] says what came before that.
 async fn relay<T: AsyncRead + AsyncWrite>(
     downstream: T,
     early: &[u8],
@@ -147,7 +159,7 @@ async fn relay<T: AsyncRead + AsyncWrite>(
     age: Duration,
     idle_timeout: Duration,
     drain: CancellationToken,
-) -> io::Result<()> {
+) -> Result<(), Broken> {
     let (mut from_client, mut to_client) = tokio::io::split(downstream);
     let (mut from_service, mut to_service) = tokio::io::split(TokioIo::new(upstream));
     let mut frames = Frames::default();
@@ -162,10 +174,10 @@ async fn relay<T: AsyncRead + AsyncWrite>(
             passed.note(&passed.down, bytes.len());
         });
         tokio::select! {
-            ended = async { tokio::try_join!(up, down) } => ended.map(|_| ()),
-            () = tokio::time::sleep(age) => Err(io::ErrorKind::TimedOut.into()),
-            () = passed.quiet(idle_timeout) => Err(io::ErrorKind::TimedOut.into()),
-            () = drain.cancelled() => Err(io::ErrorKind::Interrupted.into()),
+            ended = async { tokio::try_join!(up, down) } => ended.map(|_| ()).map_err(|_| Broken::Connection),
+            () = tokio::time::sleep(age) => Err(Broken::Limit(Limit::WebsocketAge)),
+            () = passed.quiet(idle_timeout) => Err(Broken::Limit(Limit::WebsocketIdleTimeout)),
+            () = drain.cancelled() => Err(Broken::Drain),
         }
     };
     if ended.is_err() {

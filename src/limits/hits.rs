@@ -37,6 +37,8 @@ limits! {
     WriteTimeout "write_timeout";
     Drain "drain";
     ExchangeTimeout "exchange_timeout";
+    WebsocketAge "websocket_age";
+    WebsocketIdleTimeout "websocket_idle_timeout";
     BufferedBytesPerAddress "buffered_bytes_per_address";
     BufferedBytes "buffered_bytes";
 }

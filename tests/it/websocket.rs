@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use countersign::limits::Limit;
+
 use crate::support::{ACCOUNT, Client, Gateway, USER, Upstream, find, header, signed_head};
 
 const ASK: &str = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -208,8 +210,9 @@ fn an_end_on_one_side_is_an_end_on_the_other() {
 #[test]
 fn a_websocket_ends_when_it_is_old_or_quiet() {
     let upstream = echoing();
-    for limits in ["websocket_age = \"400ms\"", "websocket_idle_timeout = \"400ms\""] {
-        let gateway = gateway(&upstream, limits);
+    for limit in [Limit::WebsocketAge, Limit::WebsocketIdleTimeout] {
+        let limits = format!("{} = \"400ms\"", limit.name());
+        let gateway = gateway(&upstream, &limits);
         let mut client = opened(&gateway);
         let began = Instant::now();
         client.send(frame("hello"));
@@ -223,9 +226,11 @@ fn a_websocket_ends_when_it_is_old_or_quiet() {
         assert_eq!(client.exactly(4), &frame("hello")[..4]);
         assert!(client.is_closed());
         assert!(find(&client.seen(), &GOING_AWAY).is_none());
+        assert_eq!(gateway.hits(limit, 2), 2, "{limits}");
     }
-    // Bytes keep it from being quiet, not from being old.
-    let gateway = gateway(&upstream, "websocket_age = \"900ms\"\nwebsocket_idle_timeout = \"500ms\"");
+    // Bytes keep it from being quiet, not from being old; how long another exchange may last does not touch it.
+    let limits = "websocket_age = \"900ms\"\nwebsocket_idle_timeout = \"500ms\"\nexchange_timeout = \"300ms\"";
+    let gateway = gateway(&upstream, limits);
     let mut client = opened(&gateway);
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(750) {
@@ -234,6 +239,7 @@ fn a_websocket_ends_when_it_is_old_or_quiet() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(client.exactly(4), GOING_AWAY);
+    assert_eq!((gateway.hits(Limit::WebsocketAge, 1), gateway.hits(Limit::ExchangeTimeout, 0)), (1, 0));
 }
 
 #[test]
