@@ -261,7 +261,8 @@ const NEVER: [&str; 17] = [
 ];
 
 fn checked(head: &[u8], host: &str) -> Result<Framing, &'static str> {
-    let text = std::str::from_utf8(head).map_err(|_| "a head that is not ASCII")?;
+    // Values may hold octets beyond ASCII (RFC 9110, section 5.5); nothing else may.
+    let text: String = head.iter().copied().map(char::from).collect();
     let mut lines = text.strip_suffix("\r\n\r\n").ok_or("no end")?.split("\r\n");
     let parts: Vec<_> = lines.next().unwrap_or_default().split(' ').collect();
     let [method, target, "HTTP/1.1"] = parts.as_slice() else { return Err("a first line") };

@@ -28,8 +28,9 @@ pub(super) struct Stream {
     io: Io,
     /// Whether anything of an answer has come since the connection was last written to.
     pub(super) answering: Answering,
-    /// What may come before the head of an answer is whole.
+    /// What may come before the head of an answer is whole, and how far it has come.
     pub(super) patience: Patience,
+    lines: Lines,
     /// The address that was dialled.
     pub(super) address: Option<SocketAddr>,
     /// Whether HTTP/2 is spoken.
@@ -57,6 +58,48 @@ pub(super) struct Answering(Arc<AtomicBool>);
 #[derive(Clone, Debug)]
 pub(super) struct Patience(Arc<AtomicUsize>);
 
+/// The lines of a head as they come. The library takes a line feed alone for the end of one, where others read on.
+#[derive(Debug, Default)]
+struct Lines {
+    /// The beginning of the first line, as far as to its status.
+    first: [u8; 12],
+    /// Bytes of the head so far, and of its last line.
+    head: usize,
+    line: usize,
+    last: u8,
+    /// Behind it comes a body.
+    is_whole: bool,
+}
+
+impl Lines {
+    /// Reads on; a head ends with an empty line, and behind one of an interim answer (1xx but 101) comes another.
+    ///
+    /// # Errors
+    /// A line feed without a carriage return before it.
+    fn read(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !self.is_whole && !bytes.is_empty() {
+            let end = memchr::memchr(b'\n', bytes).map(|at| at + 1);
+            let (part, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+            for (place, byte) in self.first.iter_mut().skip(self.head).zip(part) {
+                *place = *byte;
+            }
+            let before = part.len().checked_sub(2).and_then(|at| part.get(at)).unwrap_or(&self.last);
+            if end.is_some() && *before != b'\r' {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a line feed alone in an answer's head"));
+            }
+            self.head += part.len();
+            self.line += part.len();
+            self.last = part.last().copied().unwrap_or_default();
+            bytes = rest;
+            if end.is_some() && std::mem::take(&mut self.line) == 2 {
+                let is_interim = matches!(self.first, [.., b' ', b'1', tens, ones] if (tens, ones) != (b'0', b'1'));
+                *self = Self { is_whole: !is_interim, ..Self::default() };
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Answering {
     /// Whether it has.
     pub(super) fn has_begun(&self) -> bool {
@@ -79,15 +122,27 @@ impl Patience {
         self.0.store(Self::ENDLESS, Ordering::Relaxed);
     }
 
+    /// What came is no head, and no more is waited for.
+    fn lose(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether what came is no head, or too much.
     pub(super) fn is_exhausted(&self) -> bool {
         self.0.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether nothing of an answer has come, since it is waited for.
+    fn is_fresh(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::MOST
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::ENDLESS
+    }
+
     fn spend(&self, bytes: usize) -> io::Result<()> {
         let left = self.0.load(Ordering::Relaxed);
-        if left == Self::ENDLESS {
-            return Ok(());
-        }
         self.0.store(left.saturating_sub(bytes), Ordering::Relaxed);
         if bytes < left { Ok(()) } else { Err(io::Error::other("too many bytes before an answer")) }
     }
@@ -106,7 +161,7 @@ impl Stream {
     pub(super) fn new(io: Io, address: Option<SocketAddr>, is_http2: bool) -> Self {
         let left = if is_http2 { Patience::ENDLESS } else { Patience::MOST };
         let patience = Patience(Arc::new(AtomicUsize::new(left)));
-        Self { io, answering: Answering::default(), patience, address, is_http2 }
+        Self { io, answering: Answering::default(), patience, lines: Lines::default(), address, is_http2 }
     }
 
     /// A look at the connection while another reads it, where it is plain TCP.
@@ -196,6 +251,13 @@ impl AsyncRead for Stream {
         let count = buf.filled().len() - before;
         if count > 0 {
             this.answering.0.store(true, Ordering::Relaxed);
+        }
+        if count > 0 && !this.patience.is_over() {
+            if this.patience.is_fresh() {
+                this.lines = Lines::default();
+            }
+            let came = buf.filled().get(before..).unwrap_or_default();
+            this.lines.read(came).inspect_err(|_| this.patience.lose())?;
             this.patience.spend(count)?;
         }
         read
@@ -248,6 +310,35 @@ impl AsyncWrite for Stream {
             Io::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_feed_alone_is_found_in_a_head_and_nowhere_else() {
+        let good = [
+            "HTTP/1.1 200 OK\r\nA: b\r\n\r\nbody\nwith\n\nlines",
+            "HTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No\r\n\r\n\n",
+            "HTTP/1.1 101 Switching\r\n\r\na\nb",
+        ];
+        let bad = [
+            "HTTP/1.1 200 OK\nA: b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\nB: c\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\n\n",
+            "HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK\n\r\n",
+            "\n",
+        ];
+        for step in [1, 2, 3, 7, 1000] {
+            let reads = |text: &str| {
+                let mut lines = Lines::default();
+                text.as_bytes().chunks(step).try_for_each(|part| lines.read(part)).is_ok()
+            };
+            assert_eq!(good.map(reads), [true; 3], "{step}");
+            assert_eq!(bad.map(reads), [false; 5], "{step}");
         }
     }
 }
