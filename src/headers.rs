@@ -103,7 +103,13 @@ pub fn inbound(
         headers.remove(name);
     }
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        let Some(value) = headers.get(&name) else { continue };
+        let mut values = headers.get_all(&name).iter();
+        let Some(value) = values.next() else { continue };
+        if values.next().is_some() {
+            // Which of them a client follows is anyone's guess.
+            headers.remove(name);
+            continue;
+        }
         match Location::of(value.as_bytes(), &is_upstream) {
             Location::Elsewhere => {}
             Location::Own(path) => drop(headers.insert(name, own_path(path, route))),

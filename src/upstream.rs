@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -238,7 +239,7 @@ impl Upstream {
             Err(failure) => failure,
         };
         let (is_repeatable, is_lost) = match failure.how {
-            How::NotSent => (true, false),
+            How::NotSent => (request.is_whole(), false),
             How::Lost => (request.may_be_repeated(), true),
             How::Finally => (false, false),
         };
@@ -269,12 +270,18 @@ impl Upstream {
         // Lost with a kept connection, it is sent on a new one.
         let mut fresh = is_second;
         loop {
-            let leased =
-                if request.switches { pool.lease_for_upgrade().await } else { pool.lease(fresh, careful).await };
+            let leased = if request.switches {
+                Box::pin(pool.lease_for_upgrade()).await
+            } else {
+                pool.lease(fresh, careful).await
+            };
             let mut lease = match leased {
                 Ok(lease) => lease,
                 Err(error) => {
-                    self.note(&place, Showed::Failure);
+                    // One that does not open WebSockets is well.
+                    if error.kind() != io::ErrorKind::Unsupported {
+                        self.note(&place, Showed::Failure);
+                    }
                     self.shared.tell(&pool.dialer().origin, &error);
                     let timed_out = error.kind() == io::ErrorKind::TimedOut;
                     return Err(failed(if timed_out { Error::Timeout } else { Error::Unreachable }, How::NotSent));
@@ -284,7 +291,7 @@ impl Upstream {
             let (method, target) = (&request.method, &request.target);
             let message = Message { method, target, headers: (request.headers)(), body };
             let patience = request.response_timeout.unwrap_or(self.shared.settings.response_timeout);
-            let answered = within(patience, progress.as_deref(), lease.ask(message)).await;
+            let answered = within(patience, progress.as_deref(), std::pin::pin!(lease.ask(message))).await;
             if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
                 return Err(failed(Error::Client(fault), How::Finally));
             }
@@ -293,7 +300,7 @@ impl Upstream {
                     self.note(&place, Showed::Answer);
                     return Ok(Answered { response, held: Held { lease, upload: progress, _place: place } });
                 }
-                Some(Err(Failed::NotSent)) if lease.is_used() => {
+                Some(Err(Failed::NotSent)) if lease.is_used() && request.is_whole() => {
                     fresh = true;
                     continue;
                 }
@@ -301,9 +308,15 @@ impl Upstream {
                 Some(Err(Failed::Lost)) => (Error::Unreachable, How::Lost),
                 Some(Err(Failed::BrokenOff)) => (Error::Unreachable, How::Finally),
                 Some(Err(Failed::Invalid) | Ok(_)) => (Error::Invalid, How::Finally),
-                None => (Error::Timeout, How::Finally),
+                None => {
+                    lease.distrust();
+                    (Error::Timeout, How::Finally)
+                }
             };
-            self.note(&place, Showed::Failure);
+            // A server that gives up on a client which stopped sending is well.
+            if progress.is_none_or(|progress| progress.moved().is_some()) {
+                self.note(&place, Showed::Failure);
+            }
             return Err(failed(error, how));
         }
     }
@@ -335,13 +348,17 @@ impl Held {
 }
 
 impl<H> Outgoing<H> {
-    /// Whether sending it twice does no more than sending it once (RFC 9110, section 9.2.2), and is possible.
-    fn may_be_repeated(&self) -> bool {
-        let idempotent = matches!(self.method, Method::GET | Method::HEAD | Method::PUT | Method::DELETE);
+    /// Whether all of it is here to be sent: no server has taken a part of its body.
+    fn is_whole(&self) -> bool {
         match &self.body {
-            Payload::Whole(_) => idempotent,
+            Payload::Whole(_) => true,
             Payload::Upload(upload) => !upload.progress().begun(),
         }
+    }
+
+    /// Whether sending it twice does no more than sending it once (RFC 9110, section 9.2.2), and is possible.
+    fn may_be_repeated(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD | Method::PUT | Method::DELETE) && self.is_whole()
     }
 }
 
@@ -373,8 +390,11 @@ enum How {
 }
 
 /// Waits for `answer` for `patience`, counted anew whenever the client's body moves on. `None` if it took longer.
-async fn within<T>(patience: Duration, progress: Option<&Progress>, answer: impl Future<Output = T>) -> Option<T> {
-    let mut answer = std::pin::pin!(answer);
+async fn within<T>(
+    patience: Duration,
+    progress: Option<&Progress>,
+    mut answer: Pin<&mut impl Future<Output = T>>,
+) -> Option<T> {
     let mut deadline = Instant::now() + patience;
     loop {
         tokio::select! {

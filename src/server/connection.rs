@@ -216,6 +216,7 @@ async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
     let limits = &served.gateway.limits;
     let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
     let mut io = Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity));
+    let _untaken = Untaken(Arc::clone(&served.activity));
     loop {
         let (stays, early) = match Box::pin(serve_for_a_while(io, served, &drain)).await {
             Ended::Closed => return,
@@ -242,6 +243,16 @@ async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
             let _ = io.shutdown().await;
             return;
         }
+    }
+}
+
+/// Ends a WebSocket whose client left before the connection was its: it holds a place at the upstream, and through the
+/// request's record the connection's own state, which would keep both for ever.
+struct Untaken(Arc<Activity>);
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        drop(self.0.tunnel());
     }
 }
 

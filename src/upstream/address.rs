@@ -17,25 +17,40 @@ const FAILURE_LASTS: Duration = Duration::from_secs(1);
 
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// Of Amazon, twice, Google, Oracle and Scaleway.
+const METADATA_V6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+];
 
 /// Whether an address is one where machines get their credentials, so that no route should lead there.
 pub fn is_link_local(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.is_link_local() || METADATA_V4.contains(&v4),
         IpAddr::V6(v6) => {
-            v6.is_unicast_link_local() || v6 == METADATA_V6 || embedded(v6).is_some_and(|v4| is_link_local(v4.into()))
+            v6.is_unicast_link_local()
+                || METADATA_V6.contains(&v6)
+                || embedded(v6).is_some_and(|v4| is_link_local(v4.into()))
         }
     }
 }
 
-/// The IPv4 address in one of NAT64's or an IPv4-compatible one.
+/// The IPv4 address in one of NAT64's (RFC 6052, RFC 8215), of 6to4 (RFC 3056), or one that is translated (RFC 2765) or
+/// IPv4-compatible.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let last = Ipv4Addr::from_bits(u32::try_from(address.to_bits() & u128::from(u32::MAX)).ok()?);
-    let [.., high, _] = address.segments();
-    let nat64 = address.segments().starts_with(&[0x64, 0xff9b, 0, 0, 0, 0]);
-    let compatible = address.segments().starts_with(&[0; 6]) && high != 0;
-    (nat64 || compatible).then_some(last)
+    let segments = address.segments();
+    let [.., high, _] = segments;
+    if let [0x2002, first, second, ..] = segments {
+        return Some(Ipv4Addr::from_bits(u32::from(first) << 16 | u32::from(second)));
+    }
+    let nat64 = segments.starts_with(&[0x64, 0xff9b, 0, 0, 0, 0]) || segments.starts_with(&[0x64, 0xff9b, 1]);
+    let translated = segments.starts_with(&[0, 0, 0, 0, 0xffff, 0]);
+    let compatible = segments.starts_with(&[0; 6]) && high != 0;
+    (nat64 || translated || compatible).then_some(last)
 }
 
 /// The addresses of one server, shared by all who dial it.
@@ -159,6 +174,13 @@ mod tests {
             "fe80::1",
             "::ffff:169.254.1.1",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "2002:a9fe:a9fe::1",
+            "::ffff:0:169.254.169.254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
             "::a9fe:a9fe",
             "fd00:ec2::254",
             "100.100.100.200",
@@ -166,7 +188,9 @@ mod tests {
         ] {
             assert!(is_link_local(bad.parse().unwrap()), "{bad}");
         }
-        for good in ["127.0.0.1", "10.0.0.1", "fd00::1", "::1", "169.253.0.1", "192.0.0.1"] {
+        for good in
+            ["127.0.0.1", "10.0.0.1", "fd00::1", "::1", "2002:a00:1::1", "64:ff9b:1::a00:1", "169.253.0.1", "192.0.0.1"]
+        {
             assert!(!is_link_local(good.parse().unwrap()), "{good}");
         }
     }

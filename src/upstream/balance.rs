@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +45,8 @@ struct Standing {
     /// How often it was left out since it last answered, and until when.
     ejections: u32,
     ejected_until: Option<Instant>,
+    /// Whether a request is on its way that shows how it does.
+    is_tried: bool,
 }
 
 /// A server's state, for metrics and tests.
@@ -60,6 +62,8 @@ pub struct Figures {
 pub(super) struct Place {
     servers: Arc<Servers>,
     server: usize,
+    /// Whether it is the one request that tries a server which was left out, and has shown nothing yet.
+    is_trial: AtomicBool,
 }
 
 /// What a request showed of its server.
@@ -77,7 +81,14 @@ pub(super) struct Full;
 
 impl Servers {
     pub(super) fn new(settings: &Settings) -> Arc<Self> {
-        let standing = Standing { in_flight: 0, is_healthy: true, failures: 0, ejections: 0, ejected_until: None };
+        let standing = Standing {
+            in_flight: 0,
+            is_healthy: true,
+            failures: 0,
+            ejections: 0,
+            ejected_until: None,
+            is_tried: false,
+        };
         Arc::new(Self {
             standings: Mutex::new(vec![standing; settings.servers.len()]),
             turn: AtomicUsize::new(0),
@@ -120,9 +131,13 @@ impl Servers {
         // A second try takes nobody's turn.
         let turn = if but.is_none() { self.turn.fetch_add(1, Ordering::Relaxed) } else { fastrand::usize(..) };
         let mut standings = self.standings();
-        let server = chosen(&standings, turn, but, self.max_in_flight, Instant::now())?;
-        standings.get_mut(server)?.in_flight += 1;
-        Some(Place { servers: Arc::clone(self), server })
+        let now = Instant::now();
+        let server = chosen(&standings, turn, but, self.max_in_flight, now)?;
+        let standing = standings.get_mut(server)?;
+        standing.in_flight += 1;
+        let is_trial = standing.is_back(now) && !standing.is_tried;
+        standing.is_tried |= is_trial;
+        Some(Place { servers: Arc::clone(self), server, is_trial: AtomicBool::new(is_trial) })
     }
 
     /// Notes what the health checks say of `server`; whether that is new.
@@ -159,9 +174,14 @@ impl Standing {
         self.is_healthy && self.ejected_until.is_none_or(|until| until <= now)
     }
 
-    /// Whether a request may go there: to one that is back from being left out only one at a time, until it has answered.
+    /// Whether it was left out and may be tried.
+    fn is_back(&self, now: Instant) -> bool {
+        self.ejected_until.is_some_and(|until| until <= now)
+    }
+
+    /// Whether a request may go there: to one that is back from being left out only one, until that has shown something.
     fn takes(&self, now: Instant) -> bool {
-        self.is_up(now) && (self.ejected_until.is_none() || self.in_flight == 0)
+        self.is_up(now) && !(self.is_back(now) && self.is_tried)
     }
 }
 
@@ -179,7 +199,7 @@ fn chosen(standings: &[Standing], turn: usize, but: Option<usize>, most: usize, 
         [only] => return (free(0, only)).then_some(0),
         _ => candidates(&|standing| standing.takes(now)),
     };
-    let is_any_up = standings.iter().enumerate().any(|(at, standing)| Some(at) != but && standing.is_up(now));
+    let is_any_up = standings.iter().enumerate().any(|(at, standing)| Some(at) != but && standing.takes(now));
     if fit.is_empty() && !is_any_up {
         fit = candidates(&|_| true);
     }
@@ -201,6 +221,9 @@ impl Place {
         // The only server is asked however it does.
         let is_only = standings.len() == 1;
         let Some(standing) = standings.get_mut(self.server) else { return false };
+        if self.is_trial.swap(false, Ordering::Relaxed) {
+            standing.is_tried = false;
+        }
         match showed {
             Showed::Answer => {
                 (standing.failures, standing.ejections, standing.ejected_until) = (0, 0, None);
@@ -231,6 +254,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         if let Some(standing) = self.servers.standings().get_mut(self.server) {
             standing.in_flight = standing.in_flight.saturating_sub(1);
+            if *self.is_trial.get_mut() {
+                standing.is_tried = false;
+            }
         }
         if self.servers.queued() > 0 {
             self.servers.left.notify_one();

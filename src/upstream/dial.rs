@@ -98,7 +98,7 @@ impl Dialer {
         let socket = first_to_connect(&addresses).await?;
         socket.set_nodelay(true)?;
         let address = socket.peer_addr().ok();
-        let socket = Socket(Arc::new(socket));
+        let socket = Socket::new(socket);
         if self.origin.protocol != Protocol::Https {
             return Ok(Stream::new(Io::Plain(socket), address, self.origin.protocol == Protocol::H2c));
         }

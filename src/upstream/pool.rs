@@ -37,7 +37,8 @@ const SETTLING: Duration = Duration::from_millis(5);
 /// How often an HTTP/2 server is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What its streams may hold together, so that clients who do not read their answers take nobody else's.
+const CONNECTION_WINDOW: u32 = MOST_STREAMS as u32 * STREAM_WINDOW;
 
 /// Header fields of an answer, and bytes of its head.
 const MOST_HEADERS: usize = 256;
@@ -154,11 +155,12 @@ impl Pool {
                 let _one = turn.await.map_err(|_| io::ErrorKind::TimedOut)?;
                 return match self.http2_one() {
                     Some(lease) => Ok(lease),
-                    None => self.dialled().await,
+                    None => Box::pin(self.dialled()).await,
                 };
             }
         }
-        self.dialled().await
+        // On the heap, for it is rare: what waits for a request's answer is as large as the largest of its parts.
+        Box::pin(self.dialled()).await
     }
 
     /// A new HTTP/1.1 connection that will be upgraded.
@@ -349,6 +351,14 @@ impl Lease {
             }
             Failed::of(error.error(), has_begun)
         })
+    }
+
+    /// No answer has come in time: an HTTP/2 connection on which there may be no room for one gets no more requests. What
+    /// runs on it goes on.
+    pub(super) fn distrust(&self) {
+        if let Some(Held::Http2(connection)) = &self.held {
+            self.pool.http2().retain(|other| !Arc::ptr_eq(&other.streams, &connection.streams));
+        }
     }
 
     /// The answer has ended as it should: the connection may be used again.

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
+    net::{
+        TcpStream, UnixStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 use tokio_rustls::client::TlsStream;
 
@@ -46,8 +49,14 @@ pub(super) enum Io {
 }
 
 /// A TCP connection that can be looked at while another reads it.
-#[derive(Clone, Debug)]
-pub(super) struct Socket(pub(super) Arc<TcpStream>);
+///
+/// The halves are the library's, for its reader knows from a short read that nothing is left, and does without the
+/// system call that says so: one of five for a request.
+#[derive(Debug)]
+pub(super) struct Socket {
+    reader: OwnedReadHalf,
+    writer: Arc<OwnedWriteHalf>,
+}
 
 /// Whether anything of an answer has come since a connection was last written to.
 #[derive(Clone, Debug, Default)]
@@ -148,15 +157,6 @@ impl Patience {
     }
 }
 
-impl Socket {
-    /// Whether the server has said or closed something that nobody has read yet.
-    fn is_stirred(&self) -> bool {
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        let looked = socket2::SockRef::from(&*self.0).peek(&mut byte);
-        !looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-    }
-}
-
 impl Stream {
     pub(super) fn new(io: Io, address: Option<SocketAddr>, is_http2: bool) -> Self {
         let left = if is_http2 { Patience::ENDLESS } else { Patience::MOST };
@@ -167,7 +167,7 @@ impl Stream {
     /// A look at the connection while another reads it, where it is plain TCP.
     pub(super) fn watcher(&self) -> Option<Watcher> {
         match &self.io {
-            Io::Plain(socket) => Some(Watcher(socket.clone())),
+            Io::Plain(socket) => Some(Watcher(Arc::clone(&socket.writer))),
             Io::Unix(_) | Io::Tls(_) => None,
         }
     }
@@ -175,41 +175,46 @@ impl Stream {
 
 /// Looks at a plain connection that is kept.
 #[derive(Debug)]
-pub(super) struct Watcher(Socket);
+pub(super) struct Watcher(Arc<OwnedWriteHalf>);
 
 impl Watcher {
     /// Whether the server has said or closed something while nothing was asked of it.
     pub(super) fn is_stirred(&self) -> bool {
-        self.0.is_stirred()
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            std::task::ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read_buf(buf) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let looked = socket2::SockRef::from((*self.0).as_ref()).peek(&mut byte);
+        !looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
 impl Socket {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self { reader, writer: Arc::new(writer) }
+    }
+
+    fn stream(&self) -> &TcpStream {
+        (*self.writer).as_ref()
+    }
+
     fn poll_with(
         &self,
         cx: &mut Context<'_>,
         write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
+        let stream = self.stream();
         loop {
-            std::task::ready!(self.0.poll_write_ready(cx))?;
-            match write(&self.0) {
+            std::task::ready!(stream.poll_write_ready(cx))?;
+            match write(stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => return Poll::Ready(written),
             }
         }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().reader).poll_read(cx, buf)
     }
 }
 
@@ -235,7 +240,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(socket2::SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write))
+        Poll::Ready(socket2::SockRef::from(self.stream()).shutdown(std::net::Shutdown::Write))
     }
 }
 

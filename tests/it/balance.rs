@@ -458,3 +458,75 @@ fn a_server_behind_a_unix_socket_is_asked_as_any() {
     assert_eq!(header(&heard[0], "host"), Some("localhost"));
     assert_eq!(header(&heard[0], "countersign-user"), Some(USER));
 }
+
+#[test]
+fn a_server_that_was_left_out_comes_back_while_a_stream_of_it_lasts() {
+    let serve = || {
+        Upstream::serving(|stream, request| match path(request).as_str() {
+            "/events" => {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n");
+                while stream.write_all(b"2\r\nhi\r\n").is_ok() {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                false
+            }
+            "/lost" => false,
+            _ => stream.write_all(OK).is_ok(),
+        })
+    };
+    let servers = [serve(), serve()];
+    let keys = "eject_after = 1\neject_for = \"500ms\"\nqueue_timeout = \"300ms\"";
+    let gateway = gateway(&[servers[0].origin(), servers[1].origin()], keys);
+    let mut open = Vec::new();
+    while servers.iter().any(|server| times(server, "/events") == 0) {
+        let mut client = gateway.connect();
+        client.send(signed_head("GET", "/events", ""));
+        client.head();
+        open.push(client);
+    }
+    while servers.iter().any(|server| times(server, "/lost") == 0) {
+        gateway.ask(signed_body("POST", "/lost", &identity_payload()));
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    until("both are asked again", || {
+        assert_eq!(gateway.ask(signed_head("GET", "/a", "")).status, 200);
+        servers.iter().all(|server| times(server, "/a") > 0)
+    });
+}
+
+#[test]
+fn a_client_that_stops_sending_is_not_its_server_s_failure() {
+    let serve = || {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&asked);
+        let upstream = Upstream::raw(move |stream| {
+            let mut got = Vec::new();
+            while Upstream::read_until(stream, &mut got, b"\r\n\r\n") {
+                if got.starts_with(b"POST") {
+                    // A bound on how long a body may take.
+                    std::thread::sleep(Duration::from_millis(200));
+                    return;
+                }
+                counter.fetch_add(1, Ordering::SeqCst);
+                got.clear();
+                if stream.write_all(OK).is_err() {
+                    return;
+                }
+            }
+        });
+        (upstream, asked)
+    };
+    let servers = [serve(), serve()];
+    let gateway = gateway(&servers.each_ref().map(|(upstream, _)| upstream.origin()), "eject_after = 1");
+    let chunked = "Content-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n";
+    for _ in 0..4 {
+        let mut client = gateway.connect();
+        client.send(signed_head("POST", "/up", chunked) + "1\r\nx\r\n");
+        assert_eq!(client.answer().code(), "upstream_unreachable");
+    }
+    for _ in 0..10 {
+        gateway.ask(signed_head("GET", "/a", ""));
+    }
+    let asked = servers.each_ref().map(|(_, asked)| asked.load(Ordering::SeqCst));
+    assert!(!asked.contains(&0), "{asked:?}");
+}

@@ -156,6 +156,18 @@ fn a_location_that_names_the_upstream_becomes_the_gateway_s() {
     }
 }
 
+#[test]
+fn a_location_that_is_there_twice_is_not_passed_on() {
+    let upstream = Upstream::serving(|stream, request| {
+        let text = String::from_utf8_lossy(request);
+        let host = header(&text, "host").unwrap();
+        let twice = format!("Location: https://login.example.com/\r\nLocation: http://{host}/internal\r\n");
+        write!(stream, "HTTP/1.1 302 Found\r\n{twice}Content-Length: 0\r\n\r\n").is_ok()
+    });
+    let answer = Gateway::to(&upstream).ask(signed_head("GET", "/a", ""));
+    assert_eq!((answer.status, answer.count("location")), (302, 0));
+}
+
 /// Holds rule 12.
 #[test]
 fn answers_without_a_body_keep_their_meaning() {

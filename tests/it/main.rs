@@ -30,5 +30,6 @@ mod streams;
 mod support;
 mod tls;
 mod upstreams;
+mod upstreams_h2;
 mod vectors;
 mod websocket;

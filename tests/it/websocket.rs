@@ -270,3 +270,33 @@ fn a_websocket_counts_among_the_requests_in_flight() {
     let again = Arc::new(opened(&gateway));
     drop(again);
 }
+
+#[test]
+fn a_client_that_leaves_before_the_upstream_agrees_gives_up_its_place() {
+    let upstream = Upstream::serving(|stream, request| {
+        if request.starts_with(b"GET /socket") {
+            std::thread::sleep(Duration::from_millis(500));
+            let _ = stream.write_all(AGREED);
+            let _ = stream.read(&mut [0; 16]);
+            return false;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_ok()
+    });
+    let gateway = Gateway::with(&format!(
+        "[upstreams.up]\nservers = [\"{}\"]\nmax_in_flight = 1\nmax_queued = 0\n\
+         [[routes]]\npath = \"/socket\"\napp = \"test\"\nupstream = \"up\"\nwebsocket = true\n\
+         [[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"up\"\n",
+        upstream.origin()
+    ));
+    // With more behind its request than is read ahead, so that the 101 is the first thing that finds it gone.
+    for early in [0, 40_000] {
+        let mut client = gateway.connect();
+        client.send([signed_head("GET", "/socket", ASK).as_bytes(), &vec![b'x'; early]].concat());
+        std::thread::sleep(Duration::from_millis(200));
+        socket2::SockRef::from(&client.stream.sock).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(gateway.ask(signed_head("GET", "/a", "")).status, 200, "{early}");
+    }
+    assert_eq!(gateway.records(4).iter().filter(|record| record["url.path"] == "/socket").count(), 2);
+}
