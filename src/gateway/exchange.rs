@@ -376,5 +376,19 @@ pub(super) fn request_id(arrived: SystemTime) -> String {
 /// Source: W3C Trace Context, <https://www.w3.org/TR/trace-context/>.
 pub(super) fn traceparent() -> HeaderValue {
     let (trace, span) = RANDOM.with_borrow_mut(|rng| (rng.u128(1..), rng.u64(1..)));
-    HeaderValue::try_from(format!("00-{trace:032x}-{span:016x}-00")).unwrap_or(HeaderValue::from_static(""))
+    let mut text = *b"00-................................-................-00";
+    if let [_, _, _, ids @ .., _, _, _] = &mut text
+        && let (trace_place, [_, span_place @ ..]) = ids.split_at_mut(32)
+    {
+        hex(trace_place, &trace.to_be_bytes());
+        hex(span_place, &span.to_be_bytes());
+    }
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static(""))
+}
+
+fn hex(out: &mut [u8], bytes: &[u8]) {
+    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
+    for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    }
 }

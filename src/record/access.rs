@@ -66,48 +66,66 @@ impl Access {
         out.push(b'"');
         text(out, "http.request.method", Some(&self.method))?;
         text(out, "url.path", Some(&self.path))?;
-        write!(out, ",\"http.response.status_code\":{}", self.status)?;
+        number(out, "http.response.status_code", self.status.into());
         if let Some(client) = self.client {
-            write!(out, ",\"client.address\":\"{}\"", client.address)?;
+            name(out, "client.address");
+            write!(out, "\"{}\"", client.address)?;
             if let Some(port) = client.port {
-                write!(out, ",\"client.port\":{port}")?;
+                number(out, "client.port", port.into());
             }
         }
         text(out, "user_agent.original", self.user_agent.as_deref())?;
         text(out, "network.protocol.version", Some(self.protocol))?;
-        write!(out, ",\"http.request.body.size\":{}", self.received_bytes)?;
-        write!(out, ",\"http.response.body.size\":{}", self.sent_bytes)?;
+        number(out, "http.request.body.size", self.received_bytes);
+        number(out, "http.response.body.size", self.sent_bytes);
         text(out, "countersign.request_id", Some(&self.request_id))?;
         text(out, "countersign.route", self.route.as_deref())?;
         text(out, "countersign.app", self.app.as_deref())?;
         text(out, "countersign.account", self.account.as_deref())?;
         text(out, "countersign.user", self.user.as_deref())?;
         if !self.roles.is_empty() {
-            out.extend_from_slice(b",\"countersign.roles\":");
+            name(out, "countersign.roles");
             serde_json::to_writer(&mut *out, &self.roles)?;
         }
         text(out, "countersign.signed", self.signed)?;
         text(out, "countersign.decision", Some(self.decision.as_str()))?;
         text(out, "countersign.reason", self.reason)?;
         text(out, "countersign.upstream", self.upstream.as_deref())?;
-        milliseconds(out, "countersign.duration_ms", self.started.elapsed())?;
+        milliseconds(out, "countersign.duration_ms", self.started.elapsed());
         if let Some(upstream) = self.upstream_time {
-            milliseconds(out, "countersign.upstream_ms", upstream)?;
+            milliseconds(out, "countersign.upstream_ms", upstream);
         }
-        write!(out, ",\"countersign.complete\":{}", self.complete)?;
+        name(out, "countersign.complete");
+        out.extend_from_slice(if self.complete { b"true" } else { b"false" });
         text(out, "countersign.config", Some(config))?;
         out.extend_from_slice(b"}\n");
         Ok(())
     }
 }
 
-fn text(out: &mut Vec<u8>, name: &str, value: Option<&str>) -> io::Result<()> {
+fn name(out: &mut Vec<u8>, name: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+fn text(out: &mut Vec<u8>, key: &str, value: Option<&str>) -> io::Result<()> {
     let Some(value) = value else { return Ok(()) };
-    write!(out, ",\"{name}\":")?;
+    name(out, key);
     Ok(serde_json::to_writer(out, value)?)
 }
 
-fn milliseconds(out: &mut Vec<u8>, name: &str, value: Duration) -> io::Result<()> {
-    let micros = value.as_micros();
-    write!(out, ",\"{name}\":{}.{:03}", micros / 1000, micros % 1000)
+fn number(out: &mut Vec<u8>, key: &str, value: u64) {
+    name(out, key);
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+fn milliseconds(out: &mut Vec<u8>, key: &str, value: Duration) {
+    let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+    number(out, key, micros / 1000);
+    out.push(b'.');
+    // A leading 1 keeps the zeros behind it.
+    let mut digits = itoa::Buffer::new();
+    let thousandths = digits.format(1000 + micros % 1000).as_bytes();
+    out.extend_from_slice(thousandths.get(1..).unwrap_or_default());
 }

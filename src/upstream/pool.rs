@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -29,7 +29,7 @@ const HTTP1_IDLE: Duration = Duration::from_secs(4);
 /// How long an unused HTTP/2 connection is kept.
 const HTTP2_IDLE: Duration = Duration::from_secs(60);
 /// Streams at one time on an HTTP/2 connection; for more there is another.
-const MOST_STREAMS: usize = 100;
+const MOST_STREAMS: u32 = 100;
 /// A kept connection that rested for this long is looked at before it is used, for what its server did meanwhile.
 const RESTED: Duration = Duration::from_millis(2);
 /// How long a connection whose answer has ended may take to be ready again.
@@ -38,7 +38,7 @@ const SETTLING: Duration = Duration::from_millis(5);
 const PING_EVERY: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// What its streams may hold together, so that clients who do not read their answers take nobody else's.
-const CONNECTION_WINDOW: u32 = MOST_STREAMS as u32 * STREAM_WINDOW;
+const CONNECTION_WINDOW: u32 = MOST_STREAMS * STREAM_WINDOW;
 
 /// Header fields of an answer, and bytes of its head.
 const MOST_HEADERS: usize = 256;
@@ -81,7 +81,7 @@ struct Kept {
 struct Http2 {
     sender: http2::SendRequest<Outbound>,
     address: Option<SocketAddr>,
-    streams: Arc<AtomicUsize>,
+    streams: Arc<AtomicU32>,
     used: Arc<Mutex<Instant>>,
 }
 
@@ -251,7 +251,7 @@ impl Pool {
         tokio::spawn(async move {
             let _ = connection.await;
         });
-        let (streams, used) = (Arc::new(AtomicUsize::new(1)), Arc::new(Mutex::new(Instant::now())));
+        let (streams, used) = (Arc::new(AtomicU32::new(1)), Arc::new(Mutex::new(Instant::now())));
         let connection = Http2 { sender, address, streams, used };
         self.http2().push(connection.clone());
         self.tend();
