@@ -20,6 +20,7 @@ use crate::{
 
 pub mod address;
 mod balance;
+mod budget;
 mod dial;
 mod health;
 mod origin;
@@ -30,7 +31,8 @@ pub use balance::Figures;
 pub use health::Check;
 pub use origin::{Origin, Place, Protocol};
 
-use balance::{Budget, Full, Servers, Showed};
+use balance::{Full, Servers, Showed};
+use budget::Budget;
 use dial::Dialer;
 use pool::{Failed, Lease, Message, Pool};
 
