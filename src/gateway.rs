@@ -208,7 +208,6 @@ impl Gateway {
         if !(asks == Asks::Nothing || asks == Asks::WebSocket && route.websocket) {
             return Err(Rejection::upgrade_not_allowed(route.websocket));
         }
-        route.scheme.check_form(&parts.headers)?;
 
         let limited = self.read_body(parts, body, route, address, exchange).await?;
         let presented = Presented { headers: &parts.headers, query: parts.uri.query(), body: limited.carried() };
@@ -228,6 +227,8 @@ impl Gateway {
         exchange: &mut Exchange,
     ) -> Result<Limited<'_>, Rejection> {
         let Some(incoming) = body.as_mut().filter(|body| !body.is_end_stream()) else { return Ok(Limited::Nothing) };
+        // Without a signature that could hold, nothing is read.
+        route.scheme.check_form(&parts.headers)?;
         let declared = head::declared_length(&parts.headers);
         match BodyKind::of(&parts.headers).map_err(auth::Error::BodyInvalid)? {
             kind @ (BodyKind::Json | BodyKind::Text) => {
@@ -410,7 +411,6 @@ fn access(arrival: &Arrival, client: Option<Client>, parts: &Parts, arrived: Sys
         user_agent: text(header::USER_AGENT),
         status: 0,
         route: None,
-        app: None,
         account: None,
         user: None,
         roles: Vec::new(),

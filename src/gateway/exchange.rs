@@ -215,11 +215,8 @@ impl Exchange {
         self.request_id.clone()
     }
 
-    pub(super) fn note_route(&mut self, route: &Route) {
-        self.note(|record| {
-            record.route = Some(route.pattern.as_str().to_owned());
-            record.app = route.app.to_str().ok().map(Arc::from);
-        });
+    pub(super) fn note_route(&mut self, route: &Arc<Route>) {
+        self.note(|record| record.route = Some(Arc::clone(route)));
     }
 
     pub(super) fn note_principal(&mut self, principal: &Principal) {

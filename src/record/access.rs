@@ -8,7 +8,7 @@ use std::{
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::headers::Client;
+use crate::{headers::Client, route::Route};
 
 /// What the gateway decided about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,7 @@ pub struct Access {
     pub client: Option<Client>,
     pub user_agent: Option<String>,
     pub status: u16,
-    pub route: Option<String>,
-    pub app: Option<Arc<str>>,
+    pub route: Option<Arc<Route>>,
     pub account: Option<String>,
     pub user: Option<String>,
     pub roles: Vec<String>,
@@ -79,8 +78,10 @@ impl Access {
         number(out, "http.request.body.size", self.received_bytes);
         number(out, "http.response.body.size", self.sent_bytes);
         text(out, "countersign.request_id", Some(&self.request_id))?;
-        text(out, "countersign.route", self.route.as_deref())?;
-        text(out, "countersign.app", self.app.as_deref())?;
+        if let Some(route) = &self.route {
+            text(out, "countersign.route", Some(route.pattern.as_str()))?;
+            text(out, "countersign.app", route.app.to_str().ok())?;
+        }
         text(out, "countersign.account", self.account.as_deref())?;
         text(out, "countersign.user", self.user.as_deref())?;
         if !self.roles.is_empty() {
