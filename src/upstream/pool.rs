@@ -28,8 +28,9 @@ use crate::body::Outbound;
 const HTTP1_IDLE: Duration = Duration::from_secs(4);
 /// How long an unused HTTP/2 connection is kept.
 const HTTP2_IDLE: Duration = Duration::from_secs(60);
-/// Streams at one time on an HTTP/2 connection; for more there is another.
-const MOST_STREAMS: u32 = 100;
+/// Streams at one time on an HTTP/2 connection; for more there is another. So few that all of them together fit into the
+/// connection's window: clients who do not read their answers take nobody else's.
+const MOST_STREAMS: u32 = CONNECTION_WINDOW / STREAM_WINDOW;
 /// A kept connection that rested for this long is looked at before it is used, for what its server did meanwhile.
 const RESTED: Duration = Duration::from_millis(2);
 /// How long a connection whose answer has ended may take to be ready again.
@@ -37,8 +38,7 @@ const SETTLING: Duration = Duration::from_millis(5);
 /// How often an HTTP/2 server is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// What its streams may hold together, so that clients who do not read their answers take nobody else's.
-const CONNECTION_WINDOW: u32 = MOST_STREAMS * STREAM_WINDOW;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// Header fields of an answer, and bytes of its head.
 const MOST_HEADERS: usize = 256;
