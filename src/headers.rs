@@ -144,13 +144,15 @@ pub fn is_ours(name: &str) -> bool {
         || ["countersign-", "x-forwarded-", "access-control-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// The names that `Connection` fields declare to be of this connection only.
+/// The names that `Connection` fields declare to be of this connection only. What says how the body is to be read is none,
+/// for by that it was verified.
 fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
     let mut names = Vec::new();
     for value in headers.get_all(header::CONNECTION) {
         for name in value.as_bytes().split(|b| *b == b',') {
             let name = name.trim_ascii();
             let dull = name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close");
+            let dull = dull || name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"content-"));
             if !dull && let Ok(name) = HeaderName::from_bytes(name) {
                 names.push(name);
             }
@@ -204,6 +206,7 @@ fn passes(name: &str) -> bool {
         | "x-user-email"
         | "x-user-role"
         | "x-user-roles"
+        | "x-user-groups"
         | "x-userinfo"
         | "x-email"
         | "x-groups"
@@ -261,7 +264,7 @@ fn passes(name: &str) -> bool {
 }
 
 /// Beginnings of names by which other gateways hand on identity, address or routing.
-const PREFIXES: [&str; 35] = [
+const PREFIXES: [&str; 40] = [
     "countersign-",
     "x-countersign-",
     "x-forwarded",
@@ -287,6 +290,11 @@ const PREFIXES: [&str; 35] = [
     "x-middleware-",
     "x-consumer-",
     "x-amzn-oidc-",
+    "x-amzn-mtls-",
+    "x-apigateway-api-",
+    "x-endpoint-api-",
+    "x-sso-",
+    "x-ssl-cert",
     "x-goog-",
     "x-appengine-",
     "x-ms-client-principal",

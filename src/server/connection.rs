@@ -305,7 +305,10 @@ async fn serve_for_a_while<T: AsyncRead + AsyncWrite + Unpin>(
             }
             () = idle.as_mut() => match served.activity.idle_until(limits.idle_timeout) {
                 Some(_) if !draining && served.activity.rests(REST) => {
-                    return Ended::Rests(connection.into_parts().io.into_inner());
+                    let parts = connection.into_parts();
+                    let io = parts.io.into_inner();
+                    let is_clean = io.is_at_rest() && parts.read_buf.is_empty();
+                    return if is_clean { Ended::Rests(io) } else { Ended::Closed };
                 }
                 Some(later) if !draining => idle.as_mut().reset(later.min(Instant::now() + REST)),
                 Some(_) | None => {

@@ -210,8 +210,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
             let mut first = ReadBuf::new(&mut space);
             let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut first));
             self.held.extend_from_slice(first.filled());
+            self.activity.note_rest(false);
             Poll::Ready(read.is_ok() && !first.filled().is_empty())
         })
+    }
+
+    /// Whether nothing of a request is left here and none is refused, so that another reader may go on from here.
+    pub fn is_at_rest(&self) -> bool {
+        self.is_between_requests() && matches!(self.closing, Closing::No)
     }
 
     fn is_between_requests(&self) -> bool {
@@ -330,6 +336,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Checked<T> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.activity.note_rest(false);
         if let Closing::No = this.closing {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
             if this.is_between_requests() || this.activity.is_indulged() {

@@ -445,7 +445,7 @@ fn no_forged_header_reaches_the_upstream_in_any_spelling() {
 fn a_connection_header_cannot_name_ours_but_removes_what_it_names() {
     let upstream = Upstream::ok();
     let gateway = Gateway::to(&upstream);
-    let more = "Connection: Countersign-User, countersign-account, X-Forwarded-For, X-Request-Id, X-Hop, Content-Type\r\nX-Hop: x\r\nX-Kept: y\r\n";
+    let more = "Connection: Countersign-User, countersign-account, X-Forwarded-For, X-Request-Id, X-Hop, Content-Type\r\nContent-Type: image/png\r\nX-Hop: x\r\nX-Kept: y\r\n";
     assert_eq!(gateway.ask(signed_head("GET", "/a", more)).status, 200);
     let (head, _) = upstream.only();
     assert_eq!(header(&head, "countersign-user"), Some(USER));
@@ -454,6 +454,8 @@ fn a_connection_header_cannot_name_ours_but_removes_what_it_names() {
     assert!(header(&head, "x-request-id").is_some());
     assert_eq!(header(&head, "x-hop"), None);
     assert_eq!(header(&head, "x-kept"), Some("y"));
+    // By it the body was read.
+    assert_eq!(header(&head, "content-type"), Some("image/png"));
 }
 
 /// Holds rule 4.

@@ -108,3 +108,22 @@ fn a_connection_that_rests_when_a_drain_begins_has_its_last_chance() {
     assert!(late.is_closed() && quiet.is_closed());
     gateway.join();
 }
+
+/// Holds rules 2 and 3: a refused body is not the next request, also where its connection rested before and lingers.
+#[test]
+fn a_connection_that_lingers_does_not_rest() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    client.send(signed_head("GET", "/a", ""));
+    assert_eq!(client.answer().status, 200);
+    std::thread::sleep(QUIET + Duration::from_secs(1));
+    client.send("POST /b HTTP/1.1\r\nHost: gw.test\r\nExpect: 100-continue\r\nContent-Length: 999999999999\r\n\r\nA");
+    assert_eq!(client.answer().status, 401);
+    std::thread::sleep(QUIET + Duration::from_secs(2));
+    // Within the body, and in a form that only the library takes.
+    let smuggled = signed_head("GET", "/smuggled", "").replace("\r\n", "\n");
+    let _ = client.stream.write_all(smuggled.as_bytes()).and_then(|()| client.stream.flush());
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(upstream.requests().len(), 1);
+}
