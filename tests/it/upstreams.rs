@@ -321,16 +321,21 @@ fn a_client_that_goes_away_ends_the_upstream_s_work() {
     });
     let gateway = gateway(&[upstream.origin()], "");
     for path in ["/head", "/body"] {
-        let mut client = gateway.connect();
-        client.send(signed_head("GET", path, ""));
-        under_way.recv_timeout(Duration::from_secs(10)).unwrap();
-        client.stream.sock.shutdown(std::net::Shutdown::Both).unwrap();
-        let left = Instant::now();
-        drop(client);
-        let took = end.recv_timeout(Duration::from_secs(10)).expect("the upstream is told").duration_since(left);
-        assert!(took < Duration::from_secs(2), "{path}: {took:?}");
+        let leave = || {
+            let mut client = gateway.connect();
+            client.send(signed_head("GET", path, ""));
+            under_way.recv_timeout(Duration::from_secs(10)).unwrap();
+            client.stream.sock.shutdown(std::net::Shutdown::Both).unwrap();
+            let left = Instant::now();
+            drop(client);
+            end.recv_timeout(Duration::from_secs(10)).expect("the upstream is told").duration_since(left)
+        };
+        // However busy the machine is, one of several is not held up by it.
+        let took: Vec<_> = (0..5).map(|_| leave()).collect();
+        assert!(took.iter().min().unwrap() < &Duration::from_millis(100), "{path}: {took:?}");
+        assert!(took.iter().max().unwrap() < &Duration::from_secs(2), "{path}: {took:?}");
     }
-    let records = gateway.records(2);
+    let records = gateway.records(10);
     assert_eq!(records[0]["http.response.status_code"], 499);
     assert!(records.iter().all(|record| record["countersign.complete"] == false));
 }
