@@ -108,8 +108,9 @@ impl Lab {
         }
     }
 
-    /// Sends `bytes` on a connection of their own with the protocol of that ALPN name, and takes what comes back until it is quiet. Nothing may have reached
-    /// the service that no signature permitted; how it is written the service checks itself.
+    /// Sends `bytes` on a connection of their own with the protocol of that ALPN name, and takes what comes back until it
+    /// is quiet. Nothing may have reached the service that no signature permitted; how it is written the service checks
+    /// itself.
     pub fn run(&self, protocol: &[u8], bytes: &[u8]) {
         let found = self.tags.iter().map(|tag| count(bytes, tag.as_bytes())).sum::<u64>();
         self.permits.fetch_add(found, Ordering::SeqCst);

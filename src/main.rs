@@ -7,6 +7,6 @@ fn main() -> ExitCode {
 }
 
 /// A request makes some fifty small allocations and two large ones, which glibc's allocator looks for each time: with this
-/// one it takes 5 % less processor time (`benches/README.md`), and an idle connection 13 KiB in place of 23.
+/// one it takes 5 % less processor time (`docs/explanation/performance.md`), and an idle connection 13 KiB in place of 23.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -145,6 +145,7 @@ impl Crowd {
         true
     }
 
+    /// One who was inside is gone, having given way before or not.
     fn leave(inside: &mut Inside, number: u64) {
         if inside.guests.remove(&number).is_none() {
             inside.leaving -= 1;
