@@ -1,7 +1,7 @@
 //! A request's way, stage by stage.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -20,7 +20,7 @@ use crate::{
     limits::{Hits, Limits, Network},
     path::{Ambiguous, CanonicalPath},
     policy::{self, Permit},
-    record::{Access, Decision, Log},
+    record::{Access, Asked, Decision, Log},
     rejection::Rejection,
     route::{Route, RouteTable},
     upstream::{Answered, Outgoing, Payload, Upstream},
@@ -60,7 +60,7 @@ pub struct Gateway {
 #[derive(Debug)]
 pub struct Arrival {
     /// Who is at the other end of it.
-    pub client: Option<SocketAddr>,
+    pub client: Option<Client>,
     /// Why the bytes that came cannot be taken for a request; the request itself is a stand-in then.
     pub fault: Option<Fault>,
     /// There are more connections than may be, and this one is only told so.
@@ -99,8 +99,8 @@ impl Gateway {
         let (parts, body) = request.into_parts();
         let mut body = Some(body);
         let now = self.clock.now();
-        let client = arrival.client.map(|peer| self.trusted_proxies.client(peer, &parts.headers));
-        let record = access(&arrival, client, &parts, now);
+        let client = arrival.client.as_ref().map(|peer| self.trusted_proxies.client(peer, &parts.headers));
+        let record = access(arrival.fault, client.clone(), &parts, now);
         let activity = arrival.busy.activity();
         let mut exchange = Exchange::open(&self.log, record, arrival.busy, arrival.pace);
 
@@ -110,7 +110,7 @@ impl Gateway {
         let outcome = match checked {
             Ok(()) if cors::is_preflight(&parts.method, &parts.headers) => Ok(preflight(&mut exchange)),
             Ok(()) if arrival.turned_away => Err(Rejection::overloaded()),
-            Ok(()) => self.forward(&parts, &mut body, now, client, &mut exchange).await,
+            Ok(()) => self.forward(&parts, &mut body, now, client.as_ref(), &mut exchange).await,
             Err(rejection) => Err(rejection),
         };
         let unread = body.filter(|body| !body.is_end_stream());
@@ -136,12 +136,12 @@ impl Gateway {
     /// The answer where answering itself failed.
     pub fn internal_error(&self) -> Response<Answer> {
         let request_id = exchange::request_id(self.clock.now());
-        tracing::error!(request_id, "answering a request panicked");
+        tracing::error!(request_id = text(&request_id), "answering a request panicked");
         let rejection = Rejection::internal();
-        let mut response = Response::new(body::Answer::unrecorded(rejection.problem(&request_id)));
+        let mut response = Response::new(body::Answer::unrecorded(rejection.problem(text(&request_id))));
         *response.status_mut() = rejection.code.status();
         *response.headers_mut() = rejection.headers();
-        common(response.headers_mut(), HeaderValue::try_from(request_id).unwrap_or(HeaderValue::from_static("none")));
+        common(response.headers_mut(), request_id);
         response
     }
 
@@ -153,7 +153,7 @@ impl Gateway {
         let (parts, body) = request.into_parts();
         let mut body = Some(body);
         let now = self.clock.now();
-        let record = access(&arrival, None, &parts, now);
+        let record = access(arrival.fault, None, &parts, now);
         let mut exchange = Exchange::open(&self.log, record, arrival.busy, None);
         head::check(&parts, arrival.fault, &self.limits)?;
         if cors::is_preflight(&parts.method, &parts.headers) {
@@ -170,7 +170,7 @@ impl Gateway {
         parts: &Parts,
         body: &mut Option<Incoming>,
         now: SystemTime,
-        client: Option<Client>,
+        client: Option<&Client>,
         exchange: &mut Exchange,
     ) -> Result<Response<Content>, Rejection> {
         let address = client.map(|client| client.address);
@@ -255,7 +255,7 @@ impl Gateway {
         permit: &Permit<'_>,
         parts: &Parts,
         admitted: &Admitted<'_>,
-        client: Option<Client>,
+        client: Option<&Client>,
         body: &mut Option<Incoming>,
         exchange: &mut Exchange,
     ) -> Result<Answered, Rejection> {
@@ -268,9 +268,7 @@ impl Gateway {
             app: &route.app,
             request_id: exchange.request_id(),
             traceparent: exchange::traceparent(),
-            client: client.map_or(HeaderValue::from_static("unknown"), |client| {
-                HeaderValue::try_from(client.address.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
-            }),
+            client: client.map_or(HeaderValue::from_static("unknown"), |client| client.text().clone()),
             host: head::host(parts).and_then(|host| HeaderValue::try_from(host).ok()),
         };
         let upload = match (limited, body.take()) {
@@ -395,20 +393,18 @@ fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits, activity: Arc<Ac
     http1 && waits
 }
 
-fn access(arrival: &Arrival, client: Option<Client>, parts: &Parts, arrived: SystemTime) -> Access {
-    let text = |name| {
-        parts.headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned())
-    };
-    let faulty = arrival.fault.is_some();
-    Access {
+/// The record of a request as it begins; of one at fault, the stand-in's head is not told.
+fn access(fault: Option<Fault>, client: Option<Client>, parts: &Parts, arrived: SystemTime) -> Box<Access> {
+    let asked =
+        fault.is_none().then(|| Asked { method: parts.method.clone(), target: parts.uri.path_and_query().cloned() });
+    Box::new(Access {
         arrived,
         started: Instant::now(),
         request_id: exchange::request_id(arrived),
-        method: if faulty { String::new() } else { parts.method.as_str().to_owned() },
-        path: if faulty { String::new() } else { parts.uri.path().to_owned() },
+        asked,
         protocol: if parts.version == Version::HTTP_2 { "2" } else { "1.1" },
         client,
-        user_agent: text(header::USER_AGENT),
+        user_agent: parts.headers.get(header::USER_AGENT).cloned(),
         status: 0,
         route: None,
         account: None,
@@ -422,7 +418,12 @@ fn access(arrival: &Arrival, client: Option<Client>, parts: &Parts, arrived: Sys
         received_bytes: 0,
         sent_bytes: 0,
         complete: false,
-    }
+    })
+}
+
+/// The text of one of our own ids.
+fn text(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
 }
 
 /// The headers that every answer has.

@@ -1,6 +1,6 @@
 //! Who may be named in a request: users, accounts, roles and the apps that vouch for them.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// The longest id that is taken, in bytes. Stripe's are below 40; what is accepted here becomes a header towards the
 /// upstream and a field of the log, so it must stay small.
@@ -10,20 +10,20 @@ pub const ID_LIMIT_BYTES: usize = 255;
 ///
 /// Source: `@stripe/ui-extension-sdk`, `userContext.id`; the form is fixed by `^usr_[A-Za-z0-9_]+$`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UserId(Box<str>);
+pub struct UserId(Arc<str>);
 
 /// A Stripe account, `acct_…`.
 ///
 /// Source: `@stripe/ui-extension-sdk`, `userContext.account.id`; the form is fixed by `^acct_[A-Za-z0-9_]+$`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AccountId(Box<str>);
+pub struct AccountId(Arc<str>);
 
 /// The id of a role, such as `admin` or the id of a custom role.
 ///
 /// Printable ASCII without comma, space or quotes, at most [`ID_LIMIT_BYTES`] long, because ids are handed to the
 /// upstream as a comma-separated list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RoleId(Box<str>);
+pub struct RoleId(Arc<str>);
 
 /// The text is not an id of the wanted kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl fmt::Display for RoleId {
     }
 }
 
-fn prefixed(text: &str, prefix: &str) -> Result<Box<str>, InvalidId> {
+fn prefixed(text: &str, prefix: &str) -> Result<Arc<str>, InvalidId> {
     let rest = text.strip_prefix(prefix).ok_or(InvalidId)?;
     let fits = !rest.is_empty() && text.len() <= ID_LIMIT_BYTES;
     if fits && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') { Ok(text.into()) } else { Err(InvalidId) }

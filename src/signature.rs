@@ -55,15 +55,22 @@ impl<'h> Signature<'h> {
         if value.len() > HEADER_LIMIT_BYTES {
             return Err(Malformed::TooLong);
         }
-        let text = std::str::from_utf8(value).map_err(|_| Malformed::NotText)?;
+        if std::str::from_utf8(value).is_err() {
+            return Err(Malformed::NotText);
+        }
         let mut timestamp = None;
         let mut tags = Vec::with_capacity(2);
-        for item in text.split(',') {
-            let Some((key, value)) = item.trim_matches([' ', '\t']).split_once('=') else { continue };
+        // As bytes: a split of text looks for its separator through a searcher, for half of the time that parsing took.
+        for item in value.split(|b| *b == b',') {
+            let item = trimmed(item);
+            let Some((key, value)) = memchr::memchr(b'=', item).and_then(|at| item.split_at_checked(at)) else {
+                continue;
+            };
+            let value = value.get(1..).unwrap_or_default();
             match key {
-                "t" if timestamp.is_some() => return Err(Malformed::SecondTimestamp),
-                "t" => timestamp = Some((value, unix_seconds(value).ok_or(Malformed::OddTimestamp)?)),
-                "v1" => tags.extend(lower_hex(value)),
+                b"t" if timestamp.is_some() => return Err(Malformed::SecondTimestamp),
+                b"t" => timestamp = Some(unix_seconds(value).ok_or(Malformed::OddTimestamp)?),
+                b"v1" => tags.extend(lower_hex(value)),
                 _ => {}
             }
         }
@@ -164,12 +171,21 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-fn unix_seconds(text: &str) -> Option<i64> {
-    let plain = (1..=12).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
-    if plain { text.parse().ok() } else { None }
+fn trimmed(mut item: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = item {
+        item = rest;
+    }
+    item
 }
 
-fn lower_hex(text: &str) -> Option<Tag> {
+/// The timestamp as it is written, which is what is signed, and as a number.
+fn unix_seconds(text: &[u8]) -> Option<(&str, i64)> {
+    let plain = (1..=12).contains(&text.len()) && text.iter().all(u8::is_ascii_digit) && text.first() != Some(&b'0');
+    let text = std::str::from_utf8(text).ok().filter(|_| plain)?;
+    Some((text, text.parse().ok()?))
+}
+
+fn lower_hex(text: &[u8]) -> Option<Tag> {
     let digit = |b: u8| match b {
         b'0'..=b'9' => Some(b - b'0'),
         b'a'..=b'f' => Some(b - b'a' + 10),
@@ -179,7 +195,7 @@ fn lower_hex(text: &str) -> Option<Tag> {
         return None;
     }
     let mut tag = [0; 32];
-    for (byte, pair) in tag.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+    for (byte, pair) in tag.iter_mut().zip(text.chunks_exact(2)) {
         let [high, low] = pair else { return None };
         *byte = digit(*high)? << 4 | digit(*low)?;
     }

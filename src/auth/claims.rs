@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use super::{Error, Presented};
 use crate::{
@@ -55,10 +55,14 @@ impl Member {
     }
 
     /// The headers that carry it.
-    pub fn headers(self) -> [&'static str; 2] {
+    pub fn headers(self) -> &'static [HeaderName; 2] {
+        static USER: [HeaderName; 2] =
+            [HeaderName::from_static("stripe-user-id"), HeaderName::from_static("x-stripe-user-id")];
+        static ACCOUNT: [HeaderName; 2] =
+            [HeaderName::from_static("stripe-account-id"), HeaderName::from_static("x-stripe-account-id")];
         match self {
-            Self::User => ["stripe-user-id", "x-stripe-user-id"],
-            Self::Account => ["stripe-account-id", "x-stripe-account-id"],
+            Self::User => &USER,
+            Self::Account => &ACCOUNT,
         }
     }
 
@@ -97,7 +101,7 @@ impl Member {
         for value in self.header_values(request.headers) {
             take(value.to_str().map_err(|_| Error::IdentityInvalid(self))?)?;
         }
-        for pair in request.query.unwrap_or_default().split('&') {
+        for pair in request.query.into_iter().flat_map(|query| query.split('&')) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             if query_text(name).is_none_or(|name| name != self.name()) {
                 continue;
@@ -113,7 +117,7 @@ impl Member {
     }
 
     fn header_values(self, headers: &HeaderMap) -> impl Iterator<Item = &http::HeaderValue> {
-        self.headers().into_iter().flat_map(|name| headers.get_all(name))
+        self.headers().iter().flat_map(|name| headers.get_all(name))
     }
 }
 

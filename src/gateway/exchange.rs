@@ -14,7 +14,7 @@ use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Response};
 use tokio::time::Instant;
 
-use super::{Answer, Content, Tunnel, common};
+use super::{Answer, Content, Tunnel, common, text};
 use crate::{
     auth::Principal,
     body::{self, Ending, Pace, Progress, Upload},
@@ -205,9 +205,8 @@ impl Drop for Busy {
 }
 
 impl Exchange {
-    pub(super) fn open(log: &Log, record: Access, busy: Busy, pace: Option<Arc<Pace>>) -> Self {
-        let request_id = HeaderValue::try_from(&record.request_id).unwrap_or(HeaderValue::from_static("none"));
-        let (record, log) = (Some(Box::new(record)), log.clone());
+    pub(super) fn open(log: &Log, record: Box<Access>, busy: Busy, pace: Option<Arc<Pace>>) -> Self {
+        let (request_id, record, log) = (record.request_id.clone(), Some(record), log.clone());
         Self { record, log, request_id, upload: None, held: None, pace, busy }
     }
 
@@ -221,9 +220,9 @@ impl Exchange {
 
     pub(super) fn note_principal(&mut self, principal: &Principal) {
         self.note(|record| {
-            record.user = principal.user().map(|user| user.as_str().to_owned());
-            record.account = Some(principal.account().as_str().to_owned());
-            record.roles = principal.roles().iter().map(|role| role.as_str().to_owned()).collect();
+            record.user = principal.user().cloned();
+            record.account = Some(principal.account().clone());
+            record.roles = principal.roles().to_vec();
             record.signed = Some(principal.signed().as_str());
         });
     }
@@ -300,10 +299,10 @@ impl Exchange {
         self.note(|record| {
             record.reason = Some(rejection.code.as_str());
             if let Some(claims) = &rejection.proven {
-                record.account = Some(claims.account.as_str().to_owned());
-                record.user = claims.user.as_ref().map(|user| user.as_str().to_owned());
+                record.account = Some(claims.account.clone());
+                record.user.clone_from(&claims.user);
             }
-            problem = rejection.problem(&record.request_id);
+            problem = rejection.problem(text(&record.request_id));
         });
         let mut response = Response::new(Content::Ours(problem));
         *response.status_mut() = rejection.code.status();
@@ -360,12 +359,15 @@ thread_local! {
 }
 
 /// A UUID of version 7 (RFC 9562) for a request that came at `arrived`.
-pub(super) fn request_id(arrived: SystemTime) -> String {
+pub(super) fn request_id(arrived: SystemTime) -> HeaderValue {
     let since = arrived.duration_since(UNIX_EPOCH).unwrap_or_default();
     let millis = u64::try_from(since.as_millis()).unwrap_or_default();
     let mut random = [0; 10];
     RANDOM.with_borrow_mut(|rng| rng.fill(&mut random));
-    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().to_string()
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    let id = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+    let id = id.hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("none"))
 }
 
 /// A `traceparent` for the upstream: a new trace, not sampled, for the client's word on it is not taken.

@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
     panic::AssertUnwindSafe,
     sync::{
         Arc,
@@ -39,6 +38,7 @@ use super::{
 use crate::{
     body::Pace,
     gateway::{Activity, Answer, Arrival, Busy, Gateway},
+    headers::Client,
     limits::{Hits, Limit},
     tls,
 };
@@ -151,7 +151,7 @@ async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>)
         };
         let Guest { activity, leave } = place.guest().clone();
         let served = Arc::new(Served {
-            peer,
+            client: Client::from(peer),
             requests: AtomicU64::new(0),
             refusal: Arc::new(Refusal::default()),
             activity,
@@ -179,7 +179,7 @@ async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>)
 
 /// What the requests of one connection share.
 struct Served {
-    peer: SocketAddr,
+    client: Client,
     requests: AtomicU64,
     refusal: Arc<Refusal>,
     activity: Arc<Activity>,
@@ -196,7 +196,8 @@ impl Served {
         let fault = if http1 { self.refusal.of(turn) } else { None };
         let pace = PACE.try_with(Arc::clone).ok();
         let turned_away = self.turned_away.is_some();
-        let arrival = Arrival { client: Some(self.peer), fault, turned_away, busy: Busy::new(&self.activity), pace };
+        let arrival =
+            Arrival { client: Some(self.client.clone()), fault, turned_away, busy: Busy::new(&self.activity), pace };
         let answering = AssertUnwindSafe(self.gateway.answer(arrival, request)).catch_unwind();
         let mut response = answering.await.unwrap_or_else(|_| self.gateway.internal_error());
         // A preflight is answered as ever, so that the browser asks what it may then read the answer to.
@@ -289,7 +290,7 @@ async fn serve_for_a_while<T: AsyncRead + AsyncWrite + Unpin>(
             biased;
             ended = &mut connection => {
                 if let Err(error) = ended {
-                    tracing::debug!(peer = %served.peer, %error, "connection ended");
+                    tracing::debug!(peer = ?served.client, %error, "connection ended");
                     return Ended::Closed;
                 }
                 if !served.activity.is_switched() {
@@ -353,7 +354,7 @@ async fn serve_http2(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
             biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
-                    tracing::debug!(peer = %served.peer, %error, "connection ended");
+                    tracing::debug!(peer = ?served.client, %error, "connection ended");
                 }
                 return;
             }
