@@ -1,0 +1,139 @@
+//! How many instructions the steps of verifying and deciding take, counted by callgrind and so the same on every machine
+//! but for a few hundredths. One that takes a tenth more than it did fails: raise its limit only with a reason, and lower
+//! it when it has become cheaper.
+#![expect(clippy::expect_used, reason = "a bench that cannot be set up should stop")]
+
+use std::{fmt::Write as _, hint::black_box, sync::Arc, time::Duration};
+
+use countersign::{
+    auth::{Carried, Presented, Scheme, StripeApp},
+    json::Document,
+    path::CanonicalPath,
+    policy::{Accounts, Demand, Policy},
+    route::{HeaderEdits, Methods, Pattern, Route, RouteTable},
+    secret::SigningSecret,
+    signature::{Signature, SigningKey},
+};
+use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use zeroize::Zeroizing;
+
+const NOW: i64 = 1_750_000_000;
+const IDENTITY: &[u8] = br#"{"user_id":"usr_BenchUser0000001","account_id":"acct_BenchAccount0001"}"#;
+const BODY: &[u8] = br#"{"action":"refund","charge":"ch_3Nxyz0123456789abc","amount":1999,"currency":"eur","note":"small JSON body of two hundred bytes.","user_id":"usr_BenchUser0000001","account_id":"acct_BenchAccount0001"}"#;
+
+/// Fails above `instructions` and a tenth.
+fn limited(instructions: u64) -> LibraryBenchmarkConfig {
+    let limit = instructions + instructions / 10;
+    LibraryBenchmarkConfig::default().tool(Callgrind::default().hard_limits([(EventKind::Ir, limit)])).clone()
+}
+
+fn key() -> SigningKey {
+    let secret = Zeroizing::new("absec_bench_0123456789abcdef0123456789abcdef".to_owned());
+    SigningKey::new(&SigningSecret::parse(secret).expect("a secret"))
+}
+
+fn signed(payload: &[u8]) -> String {
+    key().header(NOW, payload)
+}
+
+#[library_benchmark]
+#[bench::one_tag(args = (IDENTITY), setup = signed, config = limited(2_400))]
+fn header(value: String) -> bool {
+    Signature::parse(black_box(value.as_bytes())).is_ok()
+}
+
+struct Asked {
+    scheme: Scheme,
+    headers: HeaderMap,
+    body: Option<&'static [u8]>,
+    accepted: bool,
+}
+
+fn asked(signed_over: &[u8], body: Option<&'static [u8]>, accepted: bool) -> Asked {
+    let mut headers = HeaderMap::new();
+    let mut put = |name, value: &str| {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value).expect("a header value"))
+    };
+    put("accept", "*/*");
+    put("user-agent", "a browser");
+    put("stripe-signature", &signed(signed_over));
+    if body.is_none() {
+        put("stripe-user-id", "usr_BenchUser0000001");
+        put("stripe-account-id", "acct_BenchAccount0001");
+    }
+    let tolerance = Duration::from_secs(300);
+    let scheme = Scheme::StripeApp(StripeApp { keys: vec![key()], tolerance, allow_account_only: false });
+    Asked { scheme, headers, body, accepted }
+}
+
+#[library_benchmark]
+#[bench::get(args = (IDENTITY, None, true), setup = asked, config = limited(17_700))]
+#[bench::post_signed_whole(args = (BODY, Some(BODY), true), setup = asked, config = limited(31_700))]
+#[bench::post_refused(args = (b"{}", Some(BODY), false), setup = asked, config = limited(48_600))]
+fn verify(asked: Asked) {
+    let body = asked.body.map_or(Carried::Nothing, Carried::Json);
+    let request = Presented { headers: &asked.headers, query: None, body };
+    assert_eq!(asked.scheme.verify(black_box(&request), NOW).is_ok(), asked.accepted);
+}
+
+fn document(bytes: usize) -> String {
+    let mut text = String::from(r#"{"user_id":"usr_BenchUser0000001","account_id":"acct_BenchAccount0001","items":["#);
+    let mut place = 0;
+    while text.len() + 100 < bytes || place == 0 {
+        let comma = if place == 0 { "" } else { "," };
+        let _ = write!(
+            text,
+            r#"{comma}{{"id":"ch_{place:08}","amount":{},"rate":0.{place}5,"note":"réf. \"{place}\"","paid":true}}"#,
+            place * 37
+        );
+        place += 1;
+    }
+    text + "]}"
+}
+
+#[library_benchmark]
+#[bench::small(args = (200), setup = document, config = limited(5_700))]
+#[bench::large(args = (100 * 1024), setup = document, config = limited(3_330_000))]
+fn check_and_print(text: String) -> usize {
+    let mut out = Vec::with_capacity(text.len());
+    Document::parse(black_box(text.as_bytes())).expect("a document").print(&mut out);
+    out.len()
+}
+
+fn table(count: usize) -> (RouteTable, String) {
+    let tolerance = Duration::from_secs(300);
+    let scheme = Arc::new(Scheme::StripeApp(StripeApp { keys: Vec::new(), tolerance, allow_account_only: false }));
+    let route = |place: usize| {
+        Arc::new(Route {
+            pattern: Pattern::parse(&format!("/team{}/r{place:05}/", place % 50)).expect("a pattern"),
+            app: HeaderValue::from_static("bench"),
+            scheme: Arc::clone(&scheme),
+            policy: Policy { accounts: Accounts::Any, users: None, roles: None, signed: Demand::Identity },
+            methods: Methods::standard(),
+            upstream: 0,
+            upstream_path: None,
+            body_limit_bytes: None,
+            response_timeout: None,
+            websocket: false,
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+        })
+    };
+    let last = count - 1;
+    let table = RouteTable::new((0..count).map(route).collect()).expect("paths that differ");
+    (table, format!("/team{}/r{last:05}/orders/17/items", last % 50))
+}
+
+#[library_benchmark]
+#[bench::of_10(args = (10), setup = table, config = limited(3_300))]
+#[bench::of_1000(args = (1_000), setup = table, config = limited(3_300))]
+#[bench::of_10000(args = (10_000), setup = table, config = limited(3_300))]
+fn route((table, path): (RouteTable, String)) -> (RouteTable, bool) {
+    let found = CanonicalPath::parse(black_box(&path)).is_ok_and(|path| table.find(&path).is_some());
+    // Handed out, so that freeing it is not counted.
+    (table, found)
+}
+
+library_benchmark_group!(name = steps; benchmarks = header, verify, check_and_print, route);
+main!(library_benchmark_groups = steps);
