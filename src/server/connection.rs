@@ -114,7 +114,7 @@ pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, gateway: Ar
 /// Agrees with the client on how to speak, and serves it. Who is turned away is served for a moment.
 async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>) {
     let Accepted { stream, mut peer, mut place, is_proxied } = accepted;
-    let Ok(mut stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else { return };
+    let Ok(mut stream) = stream.watched() else { return };
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + gateway.limits.handshake_timeout;
     if is_proxied {

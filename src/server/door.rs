@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::{net, sync::mpsc};
 
 use super::{
     BACKLOG, Stop,
@@ -34,11 +34,35 @@ pub(super) struct Door {
 
 /// A connection and its place among those that may be open.
 pub(super) struct Accepted {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     pub(super) peer: SocketAddr,
     pub(super) place: Place,
     /// It must begin with a header that says whom it is from.
     pub(super) is_proxied: bool,
+}
+
+/// An accepted connection.
+pub(super) enum Stream {
+    /// The runtime that accepted it, and goes on to serve it, watches it already.
+    Watched(net::TcpStream),
+    /// It goes to another.
+    Loose(TcpStream),
+}
+
+impl Stream {
+    /// The connection, watched by the runtime that this is called on.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn watched(self) -> io::Result<net::TcpStream> {
+        match self {
+            Self::Watched(stream) => Ok(stream),
+            Self::Loose(stream) => {
+                stream.set_nonblocking(true)?;
+                net::TcpStream::from_std(stream)
+            }
+        }
+    }
 }
 
 /// What is said at most every [`TELL_EVERY`], for strangers can cause it.
@@ -56,7 +80,7 @@ impl Told {
 
 impl Door {
     pub(super) async fn run(self) {
-        let listener = match self.listener.try_clone().and_then(tokio::net::TcpListener::from_std) {
+        let listener = match self.listener.try_clone().and_then(net::TcpListener::from_std) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(%error, "the listener cannot be watched");
@@ -68,7 +92,7 @@ impl Door {
             tokio::time::sleep(self.delay).await;
         };
         let mut closing = std::pin::pin!(closing);
-        let mut turns = self.workers.iter().cycle();
+        let mut turns = self.workers.iter().enumerate().cycle();
         let mut told = Told::default();
         loop {
             let accepted = tokio::select! {
@@ -77,8 +101,13 @@ impl Door {
                 () = self.stop.cut.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
-            match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
-                Ok((stream, peer)) => self.hand_out(stream, peer, turns.next(), &mut told),
+            let turn = turns.next();
+            let is_ours = turn.is_some_and(|(number, _)| number == 0);
+            let handed = accepted.and_then(|(stream, peer)| {
+                Ok((if is_ours { Stream::Watched(stream) } else { Stream::Loose(stream.into_std()?) }, peer))
+            });
+            match handed {
+                Ok((stream, peer)) => self.hand_out(stream, peer, turn, &mut told),
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
                 }
                 Err(error) => {
@@ -92,16 +121,16 @@ impl Door {
         let Ok(listener) = listener.into_std() else { return };
         for _ in 0..BACKLOG {
             let Ok((stream, peer)) = listener.accept() else { return };
-            self.hand_out(stream, peer, turns.next(), &mut told);
+            self.hand_out(Stream::Loose(stream), peer, turns.next(), &mut told);
         }
     }
 
     /// Gives a connection to a worker, or closes it.
     fn hand_out(
         &self,
-        stream: TcpStream,
+        stream: Stream,
         peer: SocketAddr,
-        worker: Option<&mpsc::UnboundedSender<Accepted>>,
+        turn: Option<(usize, &mpsc::UnboundedSender<Accepted>)>,
         told: &mut Told,
     ) {
         let is_proxied = self.proxies.contains(peer.ip());
@@ -110,7 +139,7 @@ impl Door {
             let open = self.crowd.len();
             told.say(|| tracing::warn!(open, "turned a connection away: too many are open, of all or of one address"));
         }
-        if let (Some(worker), Some(place)) = (worker, place) {
+        if let (Some((_, worker)), Some(place)) = (turn, place) {
             // A worker that is gone drops the connection.
             let _ = worker.send(Accepted { stream, peer, place, is_proxied });
         }

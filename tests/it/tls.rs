@@ -22,6 +22,11 @@ fn agreed(gateway: &Gateway, config: &Arc<rustls::ClientConfig>) -> (ProtocolVer
     if connection.alpn_protocol() != Some(b"h2") {
         assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&answer));
     }
+    if connection.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
+        // The client names that with SHA-384 first.
+        let suite = connection.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    }
     let protocol = connection.alpn_protocol().map(<[u8]>::to_vec);
     (connection.protocol_version().unwrap(), protocol, connection.handshake_kind().unwrap())
 }
