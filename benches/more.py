@@ -6,7 +6,7 @@ usage: more.py BENCH_FOLDER [preflight | refused | upload | apps | workers | sta
 BENCH_FOLDER is the folder whose lib/bench.py gives the load and the measuring; GATEWAY_BIN names the gateway. Each figure is
 the median of ROUNDS interleaved rounds, and each ratio the median of what each round's pair gave.
 """
-import os, pathlib, statistics, subprocess, sys, time
+import os, pathlib, shlex, socket, statistics, sys, threading, time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(pathlib.Path(sys.argv[1]) / "lib"))
@@ -35,19 +35,40 @@ def expect_only(peer, method, headers, status):
 
 
 def upload(peer, path):
-    """h2load sends the file as often as it can."""
-    argv = ["h2load", "--h1", "-t1", "-c4", f"-D{bench.SECONDS}", f"-d{path}", "-H", "Content-Type: application/octet-stream"]
-    for k, v in bench.get_headers().items():
-        argv += ["-H", f"{k}: {v}"]
+    """Four clients at a time, each sending the file once for each second of a run."""
+    head = [part for k, v in {**bench.get_headers(), "Content-Type": "application/octet-stream", "Expect": ""}.items() for part in ("-H", f"{k}: {v}")]
+    once = ["-sk", "--http1.1", "-X", "POST", "-o", "/dev/null", "-w", "%{http_code}\\n", "-T", str(path), *head, bench.url(peer, "/api/thing")]
+    each = shlex.join(["curl", *([*once, "--next"] * (bench.SECONDS - 1)), *once])
 
     def run():
         env = dict(os.environ, OPENSSL_CONF=str(bench.TMP / "client.cnf"))
-        out = bench.loaded([*argv, bench.url(peer, "/api/thing")], env)
-        done = int(bench.re.search(r"status codes: (\d+) 2xx", out).group(1))
-        assert done > 0, out
-        return {"requests": done}
+        out = bench.loaded(["sh", "-c", f"{each} & {each} & {each} & {each} & wait"], env)
+        assert set(out.split()) == {"200"}, out
+        return {"requests": len(out.split())}
     r = bench.measured(peer, run)
     return {"cpu_us_mib": 1e6 * (r["user"] + r["sys"]) / (r["requests"] * UPLOAD_MIB), "rss": r["rss"], "uploads": r["requests"]}
+
+
+def sink(port):
+    """An upstream that reads whatever length a request declares and answers it; the bench's own takes small ones only."""
+    def serve(client):
+        space, held = bytearray(1 << 18), b""
+        while True:
+            while b"\r\n\r\n" not in held:
+                part = client.recv(65536)
+                if not part:
+                    return
+                held += part
+            head, _, held = held.partition(b"\r\n\r\n")
+            length = bench.re.search(rb"(?i)content-length: *(\d+)", head)
+            left = int(length.group(1)) - len(held) if length else 0
+            held = b"" if length else held
+            while left > 0:
+                left -= client.recv_into(space, min(left, len(space)))
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
 
 def gateway(label, **variables):
@@ -106,8 +127,19 @@ def refused():
 def uploads():
     path = bench.TMP / "upload"
     path.write_bytes(os.urandom(1 << 20) * UPLOAD_MIB)
-    peers = [gateway("countersign", STREAM_BYTES="1GiB"), "haproxy", "haproxy:pass"]
-    tell("upload", rounds(peers, lambda peer: {peer.label: upload(peer, path)}), "cpu_us_mib", "haproxy")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    upstream = bench.start([sys.executable, __file__, sys.argv[1], "sink", str(port)], bench.CPU_LOAD)
+    assert bench.wait_port(port, upstream, 5)
+    kept, bench.UPSTREAM_PORT = bench.UPSTREAM_PORT, port
+    try:
+        # Verifying, that one looks for the ids in a body.
+        peers = [gateway("countersign", STREAM_BYTES="1GiB"), "haproxy:pass"]
+        tell("upload", rounds(peers, lambda peer: {peer.label: upload(peer, path)}), "cpu_us_mib", "haproxy:pass")
+    finally:
+        bench.UPSTREAM_PORT = kept
+        bench.stop(upstream)
 
 
 def apps():
@@ -151,6 +183,8 @@ def start():
 
 def main():
     scenarios = {"preflight": preflight, "refused": refused, "upload": uploads, "apps": apps, "workers": workers, "start": start}
+    if sys.argv[2:3] == ["sink"]:
+        sink(int(sys.argv[3]))
     names = sys.argv[2:] or list(scenarios)
     up = bench.prepare()
     try:
