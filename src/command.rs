@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Config, Environment, Scrutiny};
 
+mod audit;
 pub mod check;
 mod dev;
 mod explain;
@@ -62,6 +63,9 @@ enum Command {
     Sign(Box<sign::Options>),
     /// Reads a captured request (raw HTTP, curl line or HAR file) and says whether the gateway would take it, and why not.
     Explain(explain::Options),
+    /// Looks at the audit log.
+    #[command(subcommand)]
+    Audit(audit::Task),
     /// Prints the `connect-src` lines for stripe-app.json.
     Manifest {
         /// The configuration, found as `run` finds it.
@@ -101,6 +105,7 @@ pub fn main() -> u8 {
         }
         Command::Sign(options) => sign::run(&options),
         Command::Explain(options) => explain::run(&options),
+        Command::Audit(task) => audit::run(&task),
         Command::Manifest { config } => manifest::run(config),
     }
 }

@@ -14,9 +14,10 @@ use std::{
 use figment::{Figment, Profile, Provider as _, value::Dict};
 use sha2::{Digest as _, Sha256};
 
-use crate::{headers::Proxies, limits::Limits, route::RouteTable, server, tls, upstream::Settings};
+use crate::{audit, headers::Proxies, limits::Limits, route::RouteTable, server, tls, upstream::Settings};
 
 mod app;
+mod audit_log;
 mod certificate;
 mod environment;
 pub mod file;
@@ -56,6 +57,7 @@ pub struct Config {
     pub routes: RouteTable,
     pub limits: Limits,
     pub access_log: AccessLog,
+    pub audit: audit::Settings,
     /// What an administrator should know before trusting it, in the order of the file.
     pub warnings: Vec<Warning>,
 }
@@ -83,6 +85,7 @@ impl From<Config> for server::Settings {
             routes: config.routes,
             upstreams: config.upstreams,
             limits: config.limits,
+            audit: None,
             workers: None,
         }
     }
@@ -225,10 +228,13 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
     let known = Known { apps: &apps, upstreams: &mut upstreams, limits: limits.as_ref() };
     let routes = RouteTable::new(routes::routes(&root, known));
     let access_log = access_log(&root);
+    let audit = audit_log::audit_log(&root);
     version?;
+    let state_directory = state_directory?;
     Some(Config {
         hash,
-        state_directory: state_directory?,
+        audit: audit::Settings { state_directory: state_directory.clone(), ..audit? },
+        state_directory,
         listener: listener?,
         upstreams: upstreams.list,
         routes: routes.ok()?,

@@ -12,6 +12,7 @@ use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use crate::{
+    audit::Audit,
     auth::{self, BodyKind, Carried, Presented, Principal},
     body::{self, Pace, Room, Upload},
     clock::{Clock, unix_seconds},
@@ -53,6 +54,8 @@ pub struct Gateway {
     pub room: Arc<Room>,
     pub hits: Arc<Hits>,
     pub log: Log,
+    /// `None` where nothing is kept of decisions.
+    pub audit: Option<Audit>,
     pub clock: Clock,
 }
 
@@ -102,7 +105,7 @@ impl Gateway {
         let client = arrival.client.as_ref().map(|peer| self.trusted_proxies.client(peer, &parts.headers));
         let record = access(arrival.fault, client.clone(), &parts, now);
         let activity = arrival.busy.activity();
-        let mut exchange = Exchange::open(&self.log, record, arrival.busy, arrival.pace);
+        let mut exchange = Exchange::open(&self.log, self.audit.as_ref(), record, arrival.busy, arrival.pace);
 
         let checked = head::check(&parts, arrival.fault, &self.limits);
         // Nothing behind a head without one reading is taken for another request.
@@ -154,7 +157,7 @@ impl Gateway {
         let mut body = Some(body);
         let now = self.clock.now();
         let record = access(arrival.fault, None, &parts, now);
-        let mut exchange = Exchange::open(&self.log, record, arrival.busy, None);
+        let mut exchange = Exchange::open(&self.log, None, record, arrival.busy, None);
         head::check(&parts, arrival.fault, &self.limits)?;
         if cors::is_preflight(&parts.method, &parts.headers) {
             return Ok(Verdict::Preflight);
@@ -174,7 +177,12 @@ impl Gateway {
         exchange: &mut Exchange,
     ) -> Result<Response<Content>, Rejection> {
         let address = client.map(|client| client.address);
-        let admitted = self.admit(parts, body, now, address, exchange).await?;
+        let admitted = self.admit(parts, body, now, address, exchange).await;
+        let is_proven = admitted.as_ref().map_or_else(|rejection| rejection.proven.is_some(), |_| true);
+        if is_proven && self.audit.as_ref().is_some_and(Audit::refuses) {
+            return Err(Rejection::unrecorded());
+        }
+        let admitted = admitted?;
         let permit = admitted.permit()?;
         let answered = self.ask(&permit, parts, &admitted, client, body, exchange).await?;
         Ok(self.passable(answered, parts, admitted.route, exchange))

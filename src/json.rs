@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use scan::{Kind, Node};
+pub(crate) use string::print_quoted as print_text;
 
 /// How many arrays and objects may stand inside each other; `[[1]]` has two levels.
 pub const MAX_DEPTH: usize = 100;

@@ -30,6 +30,7 @@ pub mod body;
 pub mod clock;
 pub mod io;
 pub mod record;
+pub mod audit;
 pub mod tls;
 pub mod upstream;
 

@@ -106,6 +106,11 @@ impl Log {
         }
     }
 
+    /// The hash of the configuration in force.
+    pub fn config(&self) -> &str {
+        &self.shared.config
+    }
+
     /// Lines that were dropped so far.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)

@@ -144,6 +144,15 @@ impl Rejection {
         Self::new(Code::RequestMalformed, detail)
     }
 
+    /// The decision cannot be recorded, and so nobody passes.
+    pub fn unrecorded() -> Self {
+        Self::new(
+            Code::Overloaded,
+            "the gateway cannot write its audit log, and lets nobody through until it can; try again later, and tell the \
+             gateway's administrator",
+        )
+    }
+
     /// Something of ours failed.
     pub fn internal() -> Self {
         Self::new(Code::InternalError, "the gateway failed on this request; its log says why under this request id")

@@ -12,6 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    audit::Audit,
     body::Room,
     clock::Clock,
     gateway::Gateway,
@@ -51,6 +52,8 @@ pub struct Settings {
     pub routes: RouteTable,
     pub upstreams: Vec<upstream::Settings>,
     pub limits: Limits,
+    /// Where decisions are recorded; `None`: nowhere.
+    pub audit: Option<Audit>,
     /// Worker threads; `None`: as many as the process may use cores.
     pub workers: Option<usize>,
 }
@@ -131,7 +134,8 @@ impl Server {
             let (routes, names, room, hits, shared) =
                 (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), Arc::clone(&hits), shared.clone());
             let trusted_proxies = Arc::clone(&trusted_proxies);
-            let (log, clock, limits) = (log.clone(), clock.clone(), settings.limits.clone());
+            let (log, audit, clock) = (log.clone(), settings.audit.clone(), clock.clone());
+            let limits = settings.limits.clone();
             let door = door.take();
             let serve = move || {
                 runtime.block_on(async {
@@ -145,7 +149,18 @@ impl Server {
                         tokio::spawn(door.run());
                     }
                     worker
-                        .run(Gateway { routes, upstreams, limits, names, trusted_proxies, room, hits, log, clock })
+                        .run(Gateway {
+                            routes,
+                            upstreams,
+                            limits,
+                            names,
+                            trusted_proxies,
+                            room,
+                            hits,
+                            log,
+                            audit,
+                            clock,
+                        })
                         .await;
                 });
                 runtime.shutdown_background();

@@ -81,6 +81,11 @@ impl<'h> Signature<'h> {
         Ok(Self { timestamp_text, timestamp, tags })
     }
 
+    /// Whether it can be that of one text only.
+    pub fn has_one_tag(&self) -> bool {
+        self.tags.len() == 1
+    }
+
     /// Seconds since the epoch at which Stripe says it signed.
     pub fn timestamp(&self) -> i64 {
         self.timestamp

@@ -16,7 +16,7 @@ use std::{
 use clap::Args;
 use http::Method;
 
-use super::{CONFIGURATION, SOFTWARE, UNAVAILABLE, run as running, say, say_error, sign};
+use super::{CONFIGURATION, SOFTWARE, UNAVAILABLE, run, say, say_error, sign};
 use crate::{
     clock::{Clock, unix_seconds},
     config::{self, Environment, Scrutiny},
@@ -47,7 +47,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> u8 {
-    let _logging = running::start_logging();
+    let _logging = run::start_logging();
     match prepare(options) {
         Ok(prepared) => serve(options, prepared),
         Err(code) => code,
@@ -169,8 +169,8 @@ fn serve(options: &Options, prepared: Prepared) -> u8 {
     };
     let recent = Recent::default();
     let sink = Box::new(Tee { recent: recent.clone(), partial: Vec::new() });
-    let (server, writer) = match running::start(config, sink, &Clock::System) {
-        Ok(started) => started,
+    let running = match run::start(config, sink, &Clock::System) {
+        Ok(running) => running,
         Err(code) => return code,
     };
     let site = page::Site { gateway: options.address, secret: prepared.secret, recent };
@@ -179,7 +179,7 @@ fn serve(options: &Options, prepared: Prepared) -> u8 {
         return SOFTWARE;
     }
     say(&welcome(options.address, page, &prepared.certificate, &prepared.key));
-    running::serve(server, writer)
+    run::serve(running)
 }
 
 /// What a newcomer needs to know, with a request that works when pasted.

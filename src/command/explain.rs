@@ -172,6 +172,7 @@ fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> 
             room,
             hits: Arc::default(),
             log,
+            audit: None,
             clock,
         },
         writer,

@@ -15,6 +15,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGua
 
 use super::{FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, loaded, say_error};
 use crate::{
+    audit::{Audit, Scribe},
     clock::Clock,
     config::{AccessLog, Config},
     record::{Log, Writer},
@@ -44,7 +45,7 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
         }
     };
     match start(config, sink, &Clock::System) {
-        Ok((server, writer)) => serve(server, writer),
+        Ok(running) => serve(running),
         Err(code) => code,
     }
 }
@@ -119,8 +120,16 @@ fn sink(log: &AccessLog) -> io::Result<Box<dyn Write + Send>> {
     })
 }
 
-/// Watches for signals, binds and starts, or tells why not and answers the exit code.
-pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) -> Result<(Server, Writer), u8> {
+/// A gateway and those who write for it.
+#[derive(Debug)]
+pub(super) struct Running {
+    server: Server,
+    writer: Writer,
+    scribe: Scribe,
+}
+
+/// Watches for signals, opens the audit log, binds and starts, or tells why not and answers the exit code.
+pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) -> Result<Running, u8> {
     let failed = |error: io::Error| {
         say_error(&format!("error: cannot start: {error}\n"));
         SOFTWARE
@@ -128,23 +137,38 @@ pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) 
     // Once connections are accepted, a signal must already mean a drain.
     let stop = Stop::default();
     watch_signals(&stop).map_err(failed)?;
-    let (address, hash) = (config.listener.address, config.hash.clone());
+    let (address, hash, audit) = (config.listener.address, config.hash.clone(), config.audit.clone());
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
     let listener = server::bind(address).map_err(|error| {
         say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
         UNAVAILABLE
     })?;
+    let folder = audit.state_directory.clone();
+    let (audit, scribe) = Audit::start(audit).map_err(|error| {
+        let folder = folder.display();
+        say_error(&format!(
+            "error: the audit log in {folder} cannot be opened: {error}; `state_directory` must be a folder of this gateway's \
+             own, which its user may write to\n"
+        ));
+        UNAVAILABLE
+    })?;
+    audit.started(&hash);
+    settings.audit = Some(audit);
     let (log, writer) = Log::start(sink, hash.clone()).map_err(failed)?;
     let server = Server::start(listener, settings, &log, clock, &stop).map_err(failed)?;
+    let key = scribe.public().fingerprint();
+    tracing::info!(%key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
     tracing::info!(address = %server.address(), config = hash, "listening");
-    Ok((server, writer))
+    Ok(Running { server, writer, scribe })
 }
 
 /// Serves until a signal and to the end of the drain.
-pub(super) fn serve(server: Server, writer: Writer) -> u8 {
+pub(super) fn serve(running: Running) -> u8 {
+    let Running { server, writer, scribe } = running;
     server.join();
     writer.finish(LAST_LINES);
+    scribe.finish(LAST_LINES);
     tracing::info!("stopped");
     FINE
 }

@@ -115,6 +115,14 @@ pub const KEYS: &[Key] = &[
     key("routes.response_headers.remove", Texts, Nothing),
     key("log", Table, Nothing),
     key("log.access", Text, Value("\"stdout\"")),
+    key("audit", Table, Nothing),
+    key("audit.on_error", Text, Value("\"refuse\"")),
+    key("audit.checkpoint", Table, Nothing),
+    key("audit.checkpoint.lines", Count, Value("1000")),
+    key("audit.checkpoint.every", Duration, Value("\"10s\"")),
+    key("audit.segment", Table, Nothing),
+    key("audit.segment.size", Size, Value("\"64MiB\"")),
+    key("audit.segment.every", Duration, Value("\"1d\"")),
     key("limits", Table, Nothing),
     key("limits.connections", Count, Value("20000")),
     key("limits.connections_per_address", Count, Nothing),
@@ -143,7 +151,7 @@ pub const KEYS: &[Key] = &[
 
 /// Keys that belong to parts of the design which this version does not have.
 pub(super) const LATER: &[&str] =
-    &["operations", "audit", "acme", "inbox", "webhooks", "rate", "replay", "client_ca", "certificates"];
+    &["operations", "acme", "inbox", "webhooks", "rate", "replay", "client_ca", "certificates"];
 
 /// The names that may stand in the table `path`, empty for the document itself.
 pub(super) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {

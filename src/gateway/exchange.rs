@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::{Answer, Content, Tunnel, common, text};
 use crate::{
+    audit::Audit,
     auth::Principal,
     body::{self, Ending, Pace, Progress, Upload},
     limits::{Hits, Limit, Limits},
@@ -35,6 +36,7 @@ pub struct Exchange {
     /// `None` once the record was written.
     record: Option<Box<Access>>,
     log: Log,
+    audit: Option<Audit>,
     request_id: HeaderValue,
     upload: Option<Arc<Progress>>,
     held: Option<Held>,
@@ -205,9 +207,16 @@ impl Drop for Busy {
 }
 
 impl Exchange {
-    pub(super) fn open(log: &Log, record: Box<Access>, busy: Busy, pace: Option<Arc<Pace>>) -> Self {
+    pub(super) fn open(
+        log: &Log,
+        audit: Option<&Audit>,
+        record: Box<Access>,
+        busy: Busy,
+        pace: Option<Arc<Pace>>,
+    ) -> Self {
         let (request_id, record, log) = (record.request_id.clone(), Some(record), log.clone());
-        Self { record, log, request_id, upload: None, held: None, pace, busy }
+        let audit = audit.cloned();
+        Self { record, log, audit, request_id, upload: None, held: None, pace, busy }
     }
 
     pub(super) fn request_id(&self) -> HeaderValue {
@@ -245,6 +254,23 @@ impl Exchange {
             record.upstream = Some(Arc::clone(name));
             record.decision = Decision::Permitted;
         });
+        if let (Some(audit), Some(record)) = (&self.audit, &self.record) {
+            audit.decision(record, self.log.config());
+        }
+    }
+
+    /// Refused: recorded if somebody is proven to have asked, else counted. What is permitted is recorded already, whatever
+    /// its upstream answers.
+    fn note_refusal(&self, code: Code) {
+        let (Some(audit), Some(record)) = (&self.audit, &self.record) else { return };
+        if record.decision == Decision::Permitted {
+            return;
+        }
+        if record.account.is_some() && !audit.refuses() {
+            audit.decision(record, self.log.config());
+        } else {
+            audit.count(code.as_str());
+        }
     }
 
     pub(super) fn note_upstream_time(&mut self, time: Duration) {
@@ -304,6 +330,7 @@ impl Exchange {
             }
             problem = rejection.problem(text(&record.request_id));
         });
+        self.note_refusal(rejection.code);
         let mut response = Response::new(Content::Ours(problem));
         *response.status_mut() = rejection.code.status();
         *response.headers_mut() = rejection.headers();

@@ -72,7 +72,7 @@ pub(super) fn print(raw: &str, out: &mut Vec<u8>) {
 }
 
 /// Appends `text`, which has no escapes yet, as a JSON string.
-pub(super) fn print_quoted(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn print_quoted(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     text.chars().for_each(|character| print_character(character, out));
     out.push(b'"');

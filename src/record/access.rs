@@ -12,6 +12,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::{
     headers::Client,
     identity::{AccountId, RoleId, UserId},
+    json::print_text,
     route::Route,
 };
 
@@ -83,7 +84,7 @@ impl Access {
             .as_ref()
             .map_or(("", ""), |asked| (asked.method.as_str(), asked.target.as_ref().map_or("", PathAndQuery::path)));
         plain(out, ",\"http.request.method\":\"", method);
-        escaped(out, ",\"url.path\":", path.as_bytes())?;
+        escaped(out, ",\"url.path\":", path.as_bytes());
         number(out, ",\"http.response.status_code\":", self.status.into());
         if let Some(client) = &self.client {
             plain(out, ",\"client.address\":\"", client.text().to_str().unwrap_or_default());
@@ -92,14 +93,14 @@ impl Access {
             }
         }
         if let Some(agent) = &self.user_agent {
-            escaped(out, ",\"user_agent.original\":", agent.as_bytes())?;
+            escaped(out, ",\"user_agent.original\":", agent.as_bytes());
         }
         plain(out, ",\"network.protocol.version\":\"", self.protocol);
         number(out, ",\"http.request.body.size\":", self.received_bytes);
         number(out, ",\"http.response.body.size\":", self.sent_bytes);
         plain(out, ",\"countersign.request_id\":\"", self.request_id.to_str().unwrap_or_default());
         if let Some(route) = &self.route {
-            escaped(out, ",\"countersign.route\":", route.pattern.as_str().as_bytes())?;
+            escaped(out, ",\"countersign.route\":", route.pattern.as_str().as_bytes());
             plain(out, ",\"countersign.app\":\"", route.app.to_str().unwrap_or_default());
         }
         if let Some(account) = &self.account {
@@ -108,13 +109,7 @@ impl Access {
         if let Some(user) = &self.user {
             plain(out, ",\"countersign.user\":\"", user.as_str());
         }
-        if !self.roles.is_empty() {
-            out.extend_from_slice(b",\"countersign.roles\":[");
-            for (place, role) in self.roles.iter().enumerate() {
-                plain(out, if place == 0 { "\"" } else { ",\"" }, role.as_str());
-            }
-            out.push(b']');
-        }
+        self.print_roles(",\"countersign.roles\":[", out);
         if let Some(signed) = self.signed {
             plain(out, ",\"countersign.signed\":\"", signed);
         }
@@ -123,7 +118,7 @@ impl Access {
             plain(out, ",\"countersign.reason\":\"", reason);
         }
         if let Some(upstream) = &self.upstream {
-            escaped(out, ",\"countersign.upstream\":", upstream.as_bytes())?;
+            escaped(out, ",\"countersign.upstream\":", upstream.as_bytes());
         }
         milliseconds(out, ",\"countersign.duration_ms\":", self.started.elapsed());
         if let Some(upstream) = self.upstream_time {
@@ -135,6 +130,56 @@ impl Access {
         out.extend_from_slice(b"}\n");
         Ok(())
     }
+
+    /// Appends what the audit log says of the decision; `config` is the hash of the configuration by which it was made.
+    pub(crate) fn print_decision(&self, config: &str, out: &mut Vec<u8>) {
+        let (method, path) = self.method_and_path();
+        plain(out, ",\"request_id\":\"", self.request_id.to_str().unwrap_or_default());
+        if let Some(route) = &self.route {
+            escaped(out, ",\"route\":", route.pattern.as_str().as_bytes());
+            plain(out, ",\"app\":\"", route.app.to_str().unwrap_or_default());
+        }
+        if let Some(account) = &self.account {
+            plain(out, ",\"account\":\"", account.as_str());
+        }
+        if let Some(user) = &self.user {
+            plain(out, ",\"user\":\"", user.as_str());
+        }
+        self.print_roles(",\"roles\":[", out);
+        if let Some(signed) = self.signed {
+            plain(out, ",\"signed\":\"", signed);
+        }
+        plain(out, ",\"method\":\"", method);
+        escaped(out, ",\"path\":", path.as_bytes());
+        plain(out, ",\"decision\":\"", self.decision.as_str());
+        if let Some(reason) = self.reason {
+            plain(out, ",\"code\":\"", reason);
+        }
+        if let Some(upstream) = &self.upstream {
+            escaped(out, ",\"upstream\":", upstream.as_bytes());
+        }
+        if let Some(client) = &self.client {
+            plain(out, ",\"client\":\"", client.text().to_str().unwrap_or_default());
+        }
+        plain(out, ",\"config\":\"", config);
+    }
+
+    fn method_and_path(&self) -> (&str, &str) {
+        self.asked
+            .as_ref()
+            .map_or(("", ""), |asked| (asked.method.as_str(), asked.target.as_ref().map_or("", PathAndQuery::path)))
+    }
+
+    fn print_roles(&self, name: &str, out: &mut Vec<u8>) {
+        if self.roles.is_empty() {
+            return;
+        }
+        out.extend_from_slice(name.as_bytes());
+        for (place, role) in self.roles.iter().enumerate() {
+            plain(out, if place == 0 { "\"" } else { ",\"" }, role.as_str());
+        }
+        out.push(b']');
+    }
 }
 
 /// `name`, and `value`, which cannot need an escape: an id, a token, a word of ours. Its opening quote comes with `name`.
@@ -145,17 +190,16 @@ fn plain(out: &mut Vec<u8>, name: &str, value: &str) {
 }
 
 /// `name`, and `value` in quotes, with escapes where it needs them.
-fn escaped(out: &mut Vec<u8>, name: &str, value: &[u8]) -> io::Result<()> {
+fn escaped(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     // Counted, for that is done many bytes at a time.
     let special = |b: &&u8| **b < 0x20 || **b >= 0x7f || **b == b'"' || **b == b'\\';
     if value.iter().filter(special).count() > 0 {
-        return Ok(serde_json::to_writer(out, &String::from_utf8_lossy(value))?);
+        return print_text(&String::from_utf8_lossy(value), out);
     }
     out.push(b'"');
     out.extend_from_slice(value);
     out.push(b'"');
-    Ok(())
 }
 
 fn number(out: &mut Vec<u8>, name: &str, value: u64) {

@@ -33,7 +33,12 @@ fn assert_each_is_refused(cases: &[Case]) {
 #[test]
 fn keys_and_types_are_checked() {
     assert_each_is_refused(&[
-        ("version = 1", "version = 1\naudit = 1", "audit", "unknown key `audit`", "does not have `audit` yet"),
+        ("version = 1", "version = 1\ninbox = 1", "inbox", "unknown key `inbox`", "does not have `inbox` yet"),
+        ("version = 1", "version = 1\naudit.on_error = \"stop\"", "\"stop\"", "no way to go on", "\"refuse\""),
+        ("version = 1", "version = 1\naudit.checkpoint = { lines = 0 }", "0 }", "out of range", "1 to 1000000"),
+        ("version = 1", "version = 1\naudit.checkpoint = { every = \"2h\" }", "\"2h\"", "out of range", "1s to 1h"),
+        ("version = 1", "version = 1\naudit.segment = { size = 100 }", "100", "out of range", "64KiB"),
+        ("version = 1", "version = 1\naudit.segment = { evry = \"1d\" }", "evry", "unknown key", "`every`"),
         ("version = 1", "version = 1\nzzz = 1", "zzz", "unknown key `zzz`", "known here: `version`"),
         ("version = 1", "version = 2", "2", "not known", "version = 1"),
         ("version = 1", "version = \"1\"", "\"1\"", "expected a whole number, found a string", "without quotes"),

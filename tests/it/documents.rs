@@ -10,7 +10,7 @@ use countersign::rejection::Code;
 
 use crate::support::{Gateway, USER, Upstream, signed_body, signed_head};
 
-fn repository(name: &str) -> String {
+pub(crate) fn repository(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -8,6 +8,7 @@
 )]
 
 mod addresses;
+mod audit;
 mod balance;
 mod browser;
 mod commands;

@@ -123,6 +123,7 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
         routes: RouteTable::new(vec![Arc::new(route)]).unwrap(),
         upstreams: vec![upstream],
         limits: Limits::default(),
+        audit: None,
         workers: Some(1),
     }
 }

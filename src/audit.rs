@@ -1,0 +1,196 @@
+//! The audit log: every decision behind a valid signature and every change, chained by hash and sealed at intervals.
+//!
+//! Records are handed over in memory, like those of the access log, and one thread numbers, chains and writes them in
+//! groups. How a line is made and checked stands in [`chain`], where the lines are kept in [`segments`], who signs in
+//! [`key`], and what proves that nothing was touched in [`verify`].
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use crate::{json::print_text, record::Access};
+
+pub mod chain;
+pub mod key;
+mod segments;
+pub mod verify;
+mod writer;
+
+pub use writer::Scribe;
+
+use chain::{Hash, Head};
+
+/// Bytes of records that may wait for the writer: more than a second of anything this process can decide.
+const WAITING_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+
+/// How an audit log is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `<state_directory>`: segments and the public key are in its `audit/`, the private key beside that.
+    pub state_directory: PathBuf,
+    pub on_error: OnError,
+    /// A checkpoint after so many records, and after so long where there are fewer.
+    pub checkpoint_lines: u64,
+    pub checkpoint_every: Duration,
+    /// A new segment after so many bytes, and after so long.
+    pub segment_bytes: u64,
+    pub segment_every: Duration,
+}
+
+/// What happens to requests while nothing can be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// Nobody passes until it can.
+    Refuse,
+    /// They are served, and how many went unrecorded is recorded later.
+    Serve,
+}
+
+/// What a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Decision,
+    Start,
+    Stop,
+    /// What a crash left of a line was cut off, or records were lost.
+    Torn,
+    Checkpoint,
+}
+
+/// Takes records. All who decide have one, and all of them the same.
+#[derive(Clone, Debug)]
+pub struct Audit(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    on_error: OnError,
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+    /// Nothing can be written at the moment.
+    failing: AtomicBool,
+    sequence: AtomicU64,
+    head: Mutex<Hash>,
+}
+
+/// What was handed over and not taken yet.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// The records' own fields, one behind the other.
+    fields: Vec<u8>,
+    records: Vec<Pending>,
+    /// Requests that were refused before anything was proven, by reason, since the writer last asked.
+    unproven: Vec<(&'static str, u64)>,
+    /// Records for which there was no room.
+    lost: u64,
+    writer_sleeps: bool,
+    finished: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    time: SystemTime,
+    kind: Kind,
+    /// Where its fields end.
+    end: usize,
+}
+
+impl Kind {
+    /// The word in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Decision => "decision",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Torn => "torn",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+impl Audit {
+    /// Opens the log, continues its chain, and starts the writer.
+    ///
+    /// # Errors
+    /// The system's, of the folder, the key or the last segment; [`io::ErrorKind::ResourceBusy`] if another gateway writes
+    /// there; [`io::ErrorKind::InvalidData`] for a key that is none.
+    pub fn start(settings: Settings) -> io::Result<(Self, Scribe)> {
+        writer::start(settings)
+    }
+
+    /// Records the decision that `access` tells of; `config` is the hash of the configuration by which it was made. Never
+    /// waits.
+    pub fn decision(&self, access: &Access, config: &str) {
+        self.push(Kind::Decision, |out| access.print_decision(config, out));
+    }
+
+    /// Records that the gateway started to serve under the configuration with this hash.
+    pub fn started(&self, config: &str) {
+        self.push(Kind::Start, |out| {
+            member(out, "version", env!("CARGO_PKG_VERSION"));
+            member(out, "config", config);
+        });
+    }
+
+    /// Counts a request that was refused before anything was proven.
+    pub fn count(&self, reason: &'static str) {
+        let mut waiting = self.0.waiting();
+        match waiting.unproven.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, count)) => *count += 1,
+            None => waiting.unproven.push((reason, 1)),
+        }
+    }
+
+    /// Whether nobody may pass because nothing can be recorded.
+    pub fn refuses(&self) -> bool {
+        self.0.on_error == OnError::Refuse && self.is_failing()
+    }
+
+    /// Whether nothing can be recorded at the moment.
+    pub fn is_failing(&self) -> bool {
+        self.0.failing.load(Ordering::Relaxed)
+    }
+
+    /// The last record that was written.
+    pub fn head(&self) -> Head {
+        let head = *self.0.head.lock().unwrap_or_else(PoisonError::into_inner);
+        Head { sequence: self.0.sequence.load(Ordering::Relaxed), hash: head }
+    }
+
+    fn push(&self, kind: Kind, print: impl FnOnce(&mut Vec<u8>)) {
+        let time = SystemTime::now();
+        let mut waiting = self.0.waiting();
+        if waiting.fields.len() >= WAITING_LIMIT_BYTES {
+            waiting.lost += 1;
+            self.0.failing.store(true, Ordering::Relaxed);
+            return;
+        }
+        print(&mut waiting.fields);
+        let end = waiting.fields.len();
+        waiting.records.push(Pending { time, kind, end });
+        let asleep = std::mem::take(&mut waiting.writer_sleeps);
+        drop(waiting);
+        if asleep {
+            self.0.wake.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Appends `,"name":"value"`.
+pub(crate) fn member(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+    print_text(value, out);
+}

@@ -1,0 +1,136 @@
+//! The key that seals the audit log: made at first start, its public half beside the log for whoever checks it.
+
+use std::{
+    fmt, fs, io,
+    io::Write as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
+};
+
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use rustls_pki_types::{PrivateKeyDer, pem::PemObject as _};
+
+use super::chain::{Hash, Head};
+
+/// Ed25519's identifier and the length of its key, as a certificate writes them (RFC 8410, section 4).
+const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// Signs checkpoints.
+pub struct SealingKey(Ed25519KeyPair);
+
+/// Checks what a [`SealingKey`] signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublicKey([u8; 32]);
+
+impl SealingKey {
+    /// The key in the PEM file at `path`, which only its owner may read. Where there is none, one is made.
+    ///
+    /// # Errors
+    /// The system's; [`io::ErrorKind::InvalidData`] for a file that holds something else.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        match fs::read(path) {
+            Ok(pem) => {
+                let pem = zeroize::Zeroizing::new(pem);
+                let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| invalid("it holds no PEM private key"))?;
+                let pair = Ed25519KeyPair::from_pkcs8(der.secret_der());
+                pair.map(Self).map_err(|_| invalid("it holds a key that is not of Ed25519"))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::make(path),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make(path: &Path) -> io::Result<Self> {
+        let pair = Ed25519KeyPair::generate().map_err(|_| io::Error::other("no key could be made"))?;
+        let der = pair.to_pkcs8v1().map_err(|_| io::Error::other("the key cannot be written"))?;
+        let text = zeroize::Zeroizing::new(pem("PRIVATE KEY", der.as_ref()));
+        put(path, text.as_bytes(), 0o600)?;
+        Ok(Self(pair))
+    }
+
+    /// Its public half.
+    pub fn public(&self) -> PublicKey {
+        let bytes = self.0.public_key().as_ref().try_into();
+        PublicKey(bytes.unwrap_or_default())
+    }
+
+    /// The signature of the checkpoint that follows `head`, in base64.
+    pub(super) fn seal(&self, head: Head) -> String {
+        BASE64.encode(self.0.sign(&sealed(head.sequence + 1, head.hash)))
+    }
+}
+
+impl PublicKey {
+    /// Reads a PEM file.
+    ///
+    /// # Errors
+    /// The system's; [`io::ErrorKind::InvalidData`] for a file that holds something else.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let der = rustls_pki_types::SubjectPublicKeyInfoDer::from_pem_slice(&fs::read(path)?)
+            .map_err(|_| invalid("it holds no PEM public key"))?;
+        let key = der.strip_prefix(&SPKI).and_then(|key| key.try_into().ok());
+        key.map(Self).ok_or_else(|| invalid("it holds a key that is not of Ed25519"))
+    }
+
+    /// Writes it as PEM, for everyone to read.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let text = pem("PUBLIC KEY", &self.der());
+        if fs::read(path).is_ok_and(|written| written == text.as_bytes()) {
+            return Ok(());
+        }
+        put(path, text.as_bytes(), 0o644)
+    }
+
+    /// SHA-256 of its DER form, by which checkpoints name it.
+    pub fn fingerprint(&self) -> Hash {
+        Hash::of(&self.der())
+    }
+
+    /// Whether `signature`, in base64, is that of the checkpoint with this number behind the line with this hash.
+    pub(super) fn sealed(&self, sequence: u64, previous: Hash, signature: &str) -> bool {
+        let key = UnparsedPublicKey::new(&ED25519, &self.0);
+        BASE64.decode(signature).is_ok_and(|signature| key.verify(&sealed(sequence, previous), &signature).is_ok())
+    }
+
+    fn der(&self) -> Vec<u8> {
+        [&SPKI[..], &self.0].concat()
+    }
+}
+
+impl fmt::Debug for SealingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SealingKey(redacted)")
+    }
+}
+
+/// Writes a file that is there whole or not at all, whatever happens meanwhile.
+fn put(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(folder)?.sync_all()
+}
+
+/// What a checkpoint signs: its own number and, through the hash, all that stands before it.
+fn sealed(sequence: u64, previous: Hash) -> Vec<u8> {
+    format!("countersign checkpoint\n{sequence}\n{previous}\n").into_bytes()
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = BASE64.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

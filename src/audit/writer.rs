@@ -1,0 +1,306 @@
+//! The one thread that numbers, chains, seals and writes the records.
+
+use std::{
+    io,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    Audit, Kind, OnError, Pending, Settings, Shared, Waiting,
+    chain::Head,
+    key::{PublicKey, SealingKey},
+    member,
+    segments::{Opened, Segment, Torn},
+};
+
+/// How long records are gathered before they are written.
+const GATHERING: Duration = Duration::from_millis(20);
+/// How far the disk may be behind.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How soon after a failure writing is tried again, and how often it is said.
+const AGAIN: Duration = Duration::from_millis(200);
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// The thread behind an [`Audit`]. Dropping this does not stop it, [`Scribe::finish`] does.
+#[derive(Debug)]
+pub struct Scribe {
+    audit: Audit,
+    thread: JoinHandle<()>,
+    public: PublicKey,
+}
+
+pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
+    let folder = settings.state_directory.join("audit");
+    let Opened { segment, head, is_sealed, torn } = Segment::open(&folder)?;
+    let key = SealingKey::open(&settings.state_directory.join("audit.key"))?;
+    let public = key.public();
+    public.write(&folder.join("public.pem"))?;
+    // What a crash left unsealed is sealed soon, also if nothing follows.
+    let fresh = if is_sealed { Fresh::default() } else { Fresh { lines: 1, since: Some(Instant::now()) } };
+    let on_error = settings.on_error;
+    let mut ledger = Ledger { settings, segment, head, key, fresh, unproven: Vec::new(), dirty: None };
+    if let Some(torn) = torn {
+        tracing::warn!(bytes = torn.bytes, "the audit log's last line was torn by a crash and is cut off");
+        ledger.record_torn(torn)?;
+    }
+    let shared = Arc::new(Shared {
+        on_error,
+        waiting: Mutex::new(Waiting::default()),
+        wake: Condvar::new(),
+        failing: AtomicBool::new(false),
+        sequence: AtomicU64::new(ledger.head.sequence),
+        head: Mutex::new(ledger.head.hash),
+    });
+    let audit = Audit(Arc::clone(&shared));
+    let thread = std::thread::Builder::new().name("audit-log".into()).spawn(move || write(&shared, ledger))?;
+    Ok((audit.clone(), Scribe { audit, thread, public }))
+}
+
+impl Scribe {
+    /// Whose signatures the log has.
+    pub fn public(&self) -> PublicKey {
+        self.public
+    }
+
+    /// Records that the gateway stops, seals the log and ends the thread, but waits for a disk that hangs no longer than
+    /// `patience`.
+    pub fn finish(self, patience: Duration) {
+        self.audit.push(Kind::Stop, |_| ());
+        self.audit.0.waiting().finished = true;
+        self.audit.0.wake.notify_one();
+        let deadline = Instant::now() + patience;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if !self.thread.is_finished() || self.audit.is_failing() {
+            tracing::error!("the end of the audit log could not be written");
+        }
+    }
+}
+
+/// What there is since the last checkpoint.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fresh {
+    lines: u64,
+    since: Option<Instant>,
+}
+
+/// The log as the writer knows it.
+struct Ledger {
+    settings: Settings,
+    segment: Segment,
+    head: Head,
+    key: SealingKey,
+    fresh: Fresh,
+    /// Requests that were refused before anything was proven, by reason, since the last checkpoint.
+    unproven: Vec<(&'static str, u64)>,
+    /// Since when something was written that may not outlast the machine.
+    dirty: Option<Instant>,
+}
+
+/// Records that were taken, as far as they are not written.
+#[derive(Default)]
+struct Batch {
+    fields: Vec<u8>,
+    records: Vec<Pending>,
+    written: usize,
+}
+
+impl Batch {
+    fn fields(&self, place: usize) -> &[u8] {
+        let start = place.checked_sub(1).and_then(|before| self.records.get(before)).map_or(0, |record| record.end);
+        self.records.get(place).and_then(|record| self.fields.get(start..record.end)).unwrap_or_default()
+    }
+}
+
+fn write(shared: &Shared, mut ledger: Ledger) {
+    let mut batch = Batch::default();
+    let (mut lost, mut told) = (0, None::<Instant>);
+    loop {
+        let finished = take(shared, &mut batch, &mut ledger, &mut lost);
+        let result =
+            ledger.record_loss(&mut lost).and_then(|()| ledger.write(&mut batch)).and_then(|()| ledger.tend(finished));
+        shared.failing.store(result.is_err(), Ordering::Relaxed);
+        shared.sequence.store(ledger.head.sequence, Ordering::Relaxed);
+        *shared.head.lock().unwrap_or_else(PoisonError::into_inner) = ledger.head.hash;
+        if let Err(error) = result {
+            if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                told = Some(Instant::now());
+                let consequence = match ledger.settings.on_error {
+                    OnError::Refuse => "nobody passes until it can",
+                    OnError::Serve => "requests are served unrecorded",
+                };
+                tracing::error!(%error, consequence, "the audit log cannot be written");
+            }
+            if ledger.settings.on_error == OnError::Serve {
+                lost += (batch.records.len() - batch.written) as u64;
+                batch = Batch::default();
+            }
+            if finished {
+                return;
+            }
+            std::thread::sleep(AGAIN);
+            continue;
+        }
+        if told.take().is_some() {
+            tracing::warn!("the audit log can be written again");
+        }
+        batch = Batch::default();
+        if finished {
+            return;
+        }
+        std::thread::sleep(GATHERING);
+    }
+}
+
+/// Adds what waits to `batch`, sleeping until there is something to do; whether it is the last.
+fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64) -> bool {
+    let mut waiting = shared.waiting();
+    while waiting.records.is_empty() && batch.records.is_empty() && !waiting.finished {
+        let due = ledger.due();
+        if due.is_some_and(|due| due <= Instant::now()) {
+            break;
+        }
+        waiting.writer_sleeps = true;
+        waiting = match due {
+            None => shared.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            Some(due) => {
+                let patience = due.saturating_duration_since(Instant::now());
+                shared.wake.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+    }
+    waiting.writer_sleeps = false;
+    let before = batch.fields.len();
+    batch.fields.append(&mut waiting.fields);
+    batch.records.extend(waiting.records.drain(..).map(|record| Pending { end: before + record.end, ..record }));
+    for (reason, count) in waiting.unproven.drain(..) {
+        match ledger.unproven.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, sum)) => *sum += count,
+            None => ledger.unproven.push((reason, count)),
+        }
+    }
+    *lost += std::mem::take(&mut waiting.lost);
+    waiting.finished
+}
+
+impl Ledger {
+    /// When something is to be done though nothing is recorded.
+    fn due(&self) -> Option<Instant> {
+        let seal = self.fresh.since.map(|since| since + self.settings.checkpoint_every);
+        let sync = self.dirty.map(|since| since + SYNC_EVERY);
+        seal.into_iter().chain(sync).min()
+    }
+
+    /// Records what was cut off, at once: the next crash would take the memory of it.
+    fn record_torn(&mut self, torn: Torn) -> io::Result<()> {
+        let mut fields = format!(",\"bytes\":{}", torn.bytes).into_bytes();
+        member(&mut fields, "sha256", &torn.hash.to_string());
+        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
+        head.append(now, Kind::Torn, &fields, &mut out);
+        self.commit(&out, head, 1, now)
+    }
+
+    /// Records how many records were lost.
+    fn record_loss(&mut self, lost: &mut u64) -> io::Result<()> {
+        if *lost == 0 {
+            return Ok(());
+        }
+        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
+        head.append(now, Kind::Torn, format!(",\"lost\":{lost}").as_bytes(), &mut out);
+        self.commit(&out, head, 1, now)?;
+        *lost = 0;
+        Ok(())
+    }
+
+    /// Writes what is left of `batch`, with checkpoints and new segments where they are due.
+    fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
+        while batch.written < batch.records.len() {
+            self.rotate_if_due()?;
+            let (mut out, mut head, mut place) = (Vec::new(), self.head, batch.written);
+            let room = self.settings.checkpoint_lines.saturating_sub(self.fresh.lines).max(1);
+            let until = batch.records.len().min(place.saturating_add(usize::try_from(room).unwrap_or(usize::MAX)));
+            let begun = batch.records.get(place).map_or_else(SystemTime::now, |record| record.time);
+            while let Some(record) = batch.records.get(place).filter(|_| place < until) {
+                head.append(record.time, record.kind, batch.fields(place), &mut out);
+                place += 1;
+                if self.segment.length() + out.len() as u64 >= self.settings.segment_bytes {
+                    break;
+                }
+            }
+            self.commit(&out, head, (place - batch.written) as u64, begun)?;
+            batch.written = place;
+            if self.fresh.lines >= self.settings.checkpoint_lines {
+                self.seal()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals and syncs what is due, or everything at the end.
+    fn tend(&mut self, finished: bool) -> io::Result<()> {
+        let now = Instant::now();
+        let is_due = |since: Option<Instant>, every| since.is_some_and(|since| finished || now >= since + every);
+        if is_due(self.fresh.since, self.settings.checkpoint_every) {
+            self.seal()?;
+        }
+        if is_due(self.dirty, SYNC_EVERY) {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    fn rotate_if_due(&mut self) -> io::Result<()> {
+        let is_old =
+            self.segment.begun.is_some_and(|begun| begun.elapsed().is_ok_and(|age| age >= self.settings.segment_every));
+        if self.segment.length() < self.settings.segment_bytes && !is_old {
+            return Ok(());
+        }
+        if self.fresh.lines > 0 {
+            self.seal()?;
+        }
+        self.sync()?;
+        self.segment.rotate(self.head.sequence + 1)
+    }
+
+    fn seal(&mut self) -> io::Result<()> {
+        let mut fields = Vec::new();
+        member(&mut fields, "signature", &self.key.seal(self.head));
+        member(&mut fields, "key", &self.key.public().fingerprint().to_string());
+        let every = self.settings.checkpoint_every.as_secs_f64();
+        fields.extend_from_slice(format!(",\"lines\":{},\"every\":{every}", self.settings.checkpoint_lines).as_bytes());
+        if !self.unproven.is_empty() {
+            let counts: Vec<_> = self.unproven.iter().map(|(reason, count)| format!("\"{reason}\":{count}")).collect();
+            fields.extend_from_slice(format!(",\"unproven\":{{{}}}", counts.join(",")).as_bytes());
+        }
+        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
+        head.append(now, Kind::Checkpoint, &fields, &mut out);
+        self.commit(&out, head, 0, now)?;
+        self.fresh = Fresh::default();
+        self.unproven.clear();
+        Ok(())
+    }
+
+    /// Writes lines after which the chain stands at `head`; `lines` of them wait for a checkpoint.
+    fn commit(&mut self, out: &[u8], head: Head, lines: u64, time: SystemTime) -> io::Result<()> {
+        self.segment.append(out, time)?;
+        self.head = head;
+        self.fresh.lines += lines;
+        if lines > 0 {
+            self.fresh.since.get_or_insert_with(Instant::now);
+        }
+        self.dirty.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.segment.sync()?;
+        self.dirty = None;
+        Ok(())
+    }
+}
