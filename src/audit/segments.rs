@@ -36,11 +36,11 @@ pub(super) struct Opened {
     pub(super) head: Head,
     /// Whether its last line is a checkpoint, or there is none.
     pub(super) is_sealed: bool,
-    /// What a crash left behind the last line, and was cut off.
+    /// What a crash left behind the last line. It is written over, and what is left of it to be cut off.
     pub(super) torn: Option<Torn>,
 }
 
-/// What was cut off.
+/// What a crash left of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Torn {
     pub(super) bytes: u64,
@@ -77,7 +77,6 @@ impl Segment {
         let (path, length, begun) = last.unwrap_or_else(|| (folder.join(name(1)), 0, None));
         let mut file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path)?;
-        file.set_len(length)?;
         file.seek(SeekFrom::Start(length))?;
         sync_folder(folder)?;
         let segment = Self { folder: folder.to_owned(), file, length, begun, _lock: lock };
@@ -96,6 +95,14 @@ impl Segment {
         self.length += lines.len() as u64;
         self.begun.get_or_insert(time);
         Ok(())
+    }
+
+    /// Cuts off what stands behind the last line.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn cut(&self) -> io::Result<()> {
+        self.file.set_len(self.length)
     }
 
     /// Bytes in it.

@@ -40,13 +40,16 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     let key = SealingKey::open(&settings.state_directory.join("audit.key"))?;
     let public = key.public();
     public.write(&folder.join("public.pem"))?;
-    // What a crash left unsealed is sealed soon, also if nothing follows.
-    let fresh = if is_sealed { Fresh::default() } else { Fresh { lines: 1, since: Some(Instant::now()) } };
+    // What a crash left unsealed is sealed at once: runs that end early may follow each other.
+    let fresh = Fresh { lines: u64::from(!is_sealed), since: None };
     let on_error = settings.on_error;
     let mut ledger = Ledger { settings, segment, head, key, fresh, unproven: Vec::new(), dirty: None };
     if let Some(torn) = torn {
         tracing::warn!(bytes = torn.bytes, "the audit log's last line was torn by a crash and is cut off");
         ledger.record_torn(torn)?;
+    }
+    if ledger.fresh.lines > 0 {
+        ledger.seal()?;
     }
     let shared = Arc::new(Shared {
         on_error,
@@ -197,13 +200,14 @@ impl Ledger {
         seal.into_iter().chain(sync).min()
     }
 
-    /// Records what was cut off, at once: the next crash would take the memory of it.
+    /// Records what a crash left, in its place and at once: the next one would take the memory of it.
     fn record_torn(&mut self, torn: Torn) -> io::Result<()> {
         let mut fields = format!(",\"bytes\":{}", torn.bytes).into_bytes();
         member(&mut fields, "sha256", &torn.hash.to_string());
         let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
         head.append(now, Kind::Torn, &fields, &mut out);
-        self.commit(&out, head, 1, now)
+        self.commit(&out, head, 1, now)?;
+        self.segment.cut()
     }
 
     /// Records how many records were lost.
