@@ -9,9 +9,9 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{json::print_text, record::Access};
@@ -24,10 +24,12 @@ mod writer;
 
 pub use writer::Scribe;
 
-use chain::{Hash, Head};
+use chain::Head;
 
 /// Bytes of records that may wait for the writer: more than a second of anything this process can decide.
 const WAITING_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+/// How long a record may wait for the writer before the disk counts as hanging.
+const HANGING: Duration = Duration::from_secs(2);
 
 /// How an audit log is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +76,7 @@ struct Shared {
     wake: Condvar,
     /// Nothing can be written at the moment.
     failing: AtomicBool,
-    sequence: AtomicU64,
-    head: Mutex<Hash>,
+    head: Mutex<Head>,
 }
 
 /// What was handed over and not taken yet.
@@ -89,7 +90,8 @@ struct Waiting {
     /// Records for which there was no room.
     lost: u64,
     writer_sleeps: bool,
-    finished: bool,
+    /// Nothing more comes, and until when writing it is tried.
+    finished: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -124,14 +126,15 @@ impl Audit {
     }
 
     /// Records the decision that `access` tells of; `config` is the hash of the configuration by which it was made. Never
-    /// waits.
-    pub fn decision(&self, access: &Access, config: &str) {
-        self.push(Kind::Decision, |out| access.print_decision(config, out));
+    /// waits. Whether the request may go on: not where it could not be recorded and nobody may pass so.
+    #[must_use]
+    pub fn decision(&self, access: &Access, config: &str) -> bool {
+        self.push(Kind::Decision, |out| access.print_decision(config, out)) || self.0.on_error == OnError::Serve
     }
 
     /// Records that the gateway started to serve under the configuration with this hash.
     pub fn started(&self, config: &str) {
-        self.push(Kind::Start, |out| {
+        let _ = self.push(Kind::Start, |out| {
             member(out, "version", env!("CARGO_PKG_VERSION"));
             member(out, "config", config);
         });
@@ -140,9 +143,13 @@ impl Audit {
     /// Counts a request that was refused before anything was proven.
     pub fn count(&self, reason: &'static str) {
         let mut waiting = self.0.waiting();
+        let is_first = waiting.unproven.is_empty();
         match waiting.unproven.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, count)) => *count += 1,
             None => waiting.unproven.push((reason, 1)),
+        }
+        if is_first {
+            self.0.wake(waiting);
         }
     }
 
@@ -158,30 +165,41 @@ impl Audit {
 
     /// The last record that was written.
     pub fn head(&self) -> Head {
-        let head = *self.0.head.lock().unwrap_or_else(PoisonError::into_inner);
-        Head { sequence: self.0.sequence.load(Ordering::Relaxed), hash: head }
+        *self.0.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, kind: Kind, print: impl FnOnce(&mut Vec<u8>)) {
+    /// Whether there was room for it.
+    fn push(&self, kind: Kind, print: impl FnOnce(&mut Vec<u8>)) -> bool {
         let time = SystemTime::now();
         let mut waiting = self.0.waiting();
         if waiting.fields.len() >= WAITING_LIMIT_BYTES {
             waiting.lost += 1;
             self.0.failing.store(true, Ordering::Relaxed);
-            return;
+            return false;
+        }
+        let oldest = waiting.records.first().map_or(time, |record| record.time);
+        if time.duration_since(oldest).is_ok_and(|waited| waited > HANGING) {
+            // Until the writer comes back and clears this.
+            self.0.failing.store(true, Ordering::Relaxed);
         }
         print(&mut waiting.fields);
         let end = waiting.fields.len();
         waiting.records.push(Pending { time, kind, end });
-        let asleep = std::mem::take(&mut waiting.writer_sleeps);
-        drop(waiting);
-        if asleep {
-            self.0.wake.notify_one();
-        }
+        self.0.wake(waiting);
+        true
     }
 }
 
 impl Shared {
+    /// Wakes the writer if it sleeps.
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        let asleep = std::mem::take(&mut waiting.writer_sleeps);
+        drop(waiting);
+        if asleep {
+            self.wake.notify_one();
+        }
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

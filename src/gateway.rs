@@ -178,11 +178,14 @@ impl Gateway {
     ) -> Result<Response<Content>, Rejection> {
         let address = client.map(|client| client.address);
         let admitted = self.admit(parts, body, now, address, exchange).await;
-        let is_proven = admitted.as_ref().map_or_else(|rejection| rejection.proven.is_some(), |_| true);
-        if is_proven && self.audit.as_ref().is_some_and(Audit::refuses) {
-            return Err(Rejection::unrecorded());
-        }
-        let admitted = admitted?;
+        let is_closed = self.audit.as_ref().is_some_and(Audit::refuses);
+        let admitted = match admitted {
+            Ok(_) if is_closed => return Err(Rejection::unrecorded(None)),
+            Err(rejection) if is_closed && rejection.proven.is_some() => {
+                return Err(Rejection::unrecorded(rejection.proven));
+            }
+            other => other?,
+        };
         let permit = admitted.permit()?;
         let answered = self.ask(&permit, parts, &admitted, client, body, exchange).await?;
         Ok(self.passable(answered, parts, admitted.route, exchange))
@@ -270,7 +273,9 @@ impl Gateway {
         let Admitted { route, path, limited, asks, .. } = admitted;
         let switches = *asks == Asks::WebSocket;
         let upstream = self.upstreams.get(route.upstream).ok_or_else(Rejection::internal)?;
-        exchange.note_upstream(upstream.name());
+        if !exchange.note_upstream(upstream.name()) {
+            return Err(Rejection::unrecorded(None));
+        }
         let told = headers::Statement {
             principal: permit.principal(),
             app: &route.app,

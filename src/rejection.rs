@@ -144,13 +144,11 @@ impl Rejection {
         Self::new(Code::RequestMalformed, detail)
     }
 
-    /// The decision cannot be recorded, and so nobody passes.
-    pub fn unrecorded() -> Self {
-        Self::new(
-            Code::Overloaded,
-            "the gateway cannot write its audit log, and lets nobody through until it can; try again later, and tell the \
-             gateway's administrator",
-        )
+    /// The decision cannot be recorded, and so nobody passes; `proven` is who is known to have asked, where that was not noted.
+    pub fn unrecorded(proven: Option<auth::Claims>) -> Self {
+        let detail = "the gateway cannot write its audit log, and lets nobody through until it can; try again later, and \
+                      tell the gateway's administrator";
+        Self { proven, ..Self::new(Code::Overloaded, detail) }
     }
 
     /// Something of ours failed.

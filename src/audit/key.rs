@@ -24,11 +24,12 @@ pub struct SealingKey(Ed25519KeyPair);
 pub struct PublicKey([u8; 32]);
 
 impl SealingKey {
-    /// The key in the PEM file at `path`, which only its owner may read. Where there is none, one is made.
+    /// The key in the PEM file at `path`, which only its owner may read. Where there is none, one is made if `is_first`: a log that
+    /// was begun with another could not be verified any more.
     ///
     /// # Errors
     /// The system's; [`io::ErrorKind::InvalidData`] for a file that holds something else.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path, is_first: bool) -> io::Result<Self> {
         match fs::read(path) {
             Ok(pem) => {
                 let pem = zeroize::Zeroizing::new(pem);
@@ -36,7 +37,10 @@ impl SealingKey {
                 let pair = Ed25519KeyPair::from_pkcs8(der.secret_der());
                 pair.map(Self).map_err(|_| invalid("it holds a key that is not of Ed25519"))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::make(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_first => Self::make(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(invalid(
+                "audit.key is gone, and the log is signed with it: restore it, or move the audit folder away",
+            )),
             Err(error) => Err(error),
         }
     }

@@ -2,8 +2,8 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    io::{self, BufRead as _, BufReader},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -14,15 +14,20 @@ use super::{
 };
 
 /// How a segment's file ends.
-pub(super) const EXTENSION: &str = "jsonl";
+const EXTENSION: &str = "jsonl";
 
 /// The segment that is written to.
 #[derive(Debug)]
 pub(super) struct Segment {
     folder: PathBuf,
     file: File,
-    /// Bytes that are known to be whole lines; what stands behind them is cut off again.
+    /// Bytes that are whole lines.
     length: u64,
+    /// Something that is no whole line may stand behind them.
+    is_ragged: bool,
+    /// Bytes that outlast the machine, and whether those behind them may have been lost on their way to the disk.
+    synced: u64,
+    is_suspect: bool,
     /// The time of its first line.
     pub(super) begun: Option<SystemTime>,
     /// Held as long as this is written to, so that nobody else writes there.
@@ -36,19 +41,19 @@ pub(super) struct Opened {
     pub(super) head: Head,
     /// Whether its last line is a checkpoint, or there is none.
     pub(super) is_sealed: bool,
-    /// What a crash left behind the last line. It is written over, and what is left of it to be cut off.
+    /// What a crash left behind the last line. It is written over.
     pub(super) torn: Option<Torn>,
 }
 
-/// What a crash left of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a crash left of a line, or of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Torn {
     pub(super) bytes: u64,
     pub(super) hash: Hash,
 }
 
 impl Segment {
-    /// Opens the log in `folder`, which is made if it is not there.
+    /// Opens the log in `folder`, which is made if it is not there. Files of other names are left alone.
     ///
     /// # Errors
     /// The system's; [`io::ErrorKind::ResourceBusy`] if somebody else has it open.
@@ -59,50 +64,58 @@ impl Segment {
             TryLockError::WouldBlock => io::Error::new(io::ErrorKind::ResourceBusy, "another gateway writes there"),
             TryLockError::Error(error) => error,
         })?;
-        let mut head = Head::default();
-        let (mut torn, mut is_sealed) = (None, true);
-        // The last segment may have been made, and nothing written to it.
-        let mut last = None;
-        for path in listed(folder)?.into_iter().rev() {
-            let found = last_line(&path)?;
-            if last.is_none() {
-                torn = found.torn;
-                last = Some((path, found.length, found.begun));
-            }
-            if let Some(line) = found.head {
-                (head, is_sealed) = (line, found.is_sealed);
+        let mut paths = listed(folder)?;
+        paths.retain(|path| first_of(path).is_some());
+        let mut tail = Tail::nothing();
+        while let Some(path) = paths.pop() {
+            tail = Tail::read(&path)?;
+            if tail.head.is_some() || paths.is_empty() {
+                paths.push(path);
                 break;
             }
+            // It was made, and nothing was written to it.
+            if tail.torn.is_none() {
+                fs::remove_file(&path)?;
+                continue;
+            }
+            let before = paths.last().map(|path| Tail::read(path)).transpose()?;
+            let before = before.unwrap_or_else(Tail::nothing);
+            (tail.head, tail.is_sealed) = (before.head, before.is_sealed);
+            paths.push(path);
+            break;
         }
-        let (path, length, begun) = last.unwrap_or_else(|| (folder.join(name(1)), 0, None));
-        let mut file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path)?;
-        file.seek(SeekFrom::Start(length))?;
+        let head = tail.head.unwrap_or_default();
+        let path = paths.pop().unwrap_or_else(|| folder.join(name(head.sequence + 1)));
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path)?;
         sync_folder(folder)?;
-        let segment = Self { folder: folder.to_owned(), file, length, begun, _lock: lock };
-        Ok(Opened { segment, head, is_sealed, torn })
+        let segment = Self {
+            folder: folder.to_owned(),
+            file,
+            length: tail.length,
+            is_ragged: tail.torn.is_some(),
+            synced: tail.length,
+            is_suspect: false,
+            begun: tail.begun,
+            _lock: lock,
+        };
+        Ok(Opened { segment, head, is_sealed: tail.is_sealed, torn: tail.torn })
     }
 
-    /// Appends whole lines, of which the first has this time.
+    /// Appends whole lines, of which the first has this time. What stood behind the last line is written over, and its rest cut
+    /// off.
     ///
     /// # Errors
-    /// The system's. Nothing of them is in the file then, as far as the system lets that be.
+    /// The system's. What it may have left of them is written over by the next.
     pub(super) fn append(&mut self, lines: &[u8], time: SystemTime) -> io::Result<()> {
-        self.file.write_all(lines).inspect_err(|_| {
-            let cut = self.file.set_len(self.length);
-            let _ = cut.and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
-        })?;
-        self.length += lines.len() as u64;
+        let was_ragged = std::mem::replace(&mut self.is_ragged, true);
+        self.file.write_all_at(lines, self.length)?;
+        let length = self.length + lines.len() as u64;
+        if was_ragged {
+            self.file.set_len(length)?;
+        }
+        (self.length, self.is_ragged) = (length, false);
         self.begun.get_or_insert(time);
         Ok(())
-    }
-
-    /// Cuts off what stands behind the last line.
-    ///
-    /// # Errors
-    /// The system's.
-    pub(super) fn cut(&self) -> io::Result<()> {
-        self.file.set_len(self.length)
     }
 
     /// Bytes in it.
@@ -110,12 +123,25 @@ impl Segment {
         self.length
     }
 
-    /// Sees to it that what was appended outlasts the machine.
+    /// Sees to it that what was appended, and nothing else, outlasts the machine.
     ///
     /// # Errors
     /// The system's.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        if self.is_ragged {
+            self.file.set_len(self.length)?;
+            self.is_ragged = false;
+        }
+        if self.is_suspect {
+            // The system forgets what it could not write once it has said so.
+            let mut bytes = vec![0; usize::try_from(self.length - self.synced).unwrap_or_default()];
+            self.file.read_exact_at(&mut bytes, self.synced)?;
+            self.file.write_all_at(&bytes, self.synced)?;
+        }
+        self.is_suspect = true;
+        self.file.sync_data()?;
+        (self.synced, self.is_suspect) = (self.length, false);
+        Ok(())
     }
 
     /// Goes on in a new file, whose first line has the number `first`.
@@ -124,9 +150,12 @@ impl Segment {
     /// The system's; the old one goes on then.
     pub(super) fn rotate(&mut self, first: u64) -> io::Result<()> {
         let path = self.folder.join(name(first));
-        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).mode(0o600).open(path)?;
-        sync_folder(&self.folder)?;
-        (self.file, self.length, self.begun) = (file, 0, None);
+        let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
+        if let Err(error) = sync_folder(&self.folder) {
+            fs::remove_file(&path)?;
+            return Err(error);
+        }
+        (self.file, self.length, self.synced, self.begun) = (file, 0, 0, None);
         Ok(())
     }
 }
@@ -152,47 +181,81 @@ pub(super) fn name(first: u64) -> String {
     format!("{first:020}.{EXTENSION}")
 }
 
+/// The number of the first line, as the file's name has it.
+fn first_of(path: &Path) -> Option<u64> {
+    let text = path.file_name()?.to_str()?;
+    let first = text.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()?;
+    (name(first) == text).then_some(first)
+}
+
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
 /// How far a segment can be read.
-struct Found {
-    /// Its last line that is one.
+#[derive(Debug)]
+struct Tail {
+    /// Its last line; `None` if there is none.
     head: Option<Head>,
+    is_sealed: bool,
     /// Where that ends.
     length: u64,
     torn: Option<Torn>,
     begun: Option<SystemTime>,
-    is_sealed: bool,
 }
 
-fn last_line(path: &Path) -> io::Result<Found> {
-    let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
-    let mut found = Found { head: None, length: 0, torn: None, begun: None, is_sealed: true };
-    let (mut line, mut at) = (Vec::new(), 0);
-    loop {
-        line.clear();
-        let read = reader.read_until(b'\n', &mut line)?;
-        if read == 0 {
-            break;
-        }
-        at += read as u64;
-        if line.pop() == Some(b'\n')
-            && let Some(beginning) = Beginning::read(&line)
-        {
-            found.head = Some(Head { sequence: beginning.sequence, hash: Hash::of(&line) });
-            found.length = at;
-            found.is_sealed = beginning.kind == Kind::Checkpoint.as_str();
-            found.begun = found.begun.or_else(|| beginning.time());
-        }
+impl Tail {
+    /// Of no segment, or of an empty one.
+    fn nothing() -> Self {
+        Self { head: None, is_sealed: true, length: 0, torn: None, begun: None }
     }
-    if at > found.length {
-        let mut file = reader.into_inner();
-        file.seek(SeekFrom::Start(found.length))?;
-        let mut rest = Vec::new();
-        io::Read::read_to_end(&mut file, &mut rest)?;
-        found.torn = Some(Torn { bytes: at - found.length, hash: Hash::of(&rest) });
+
+    /// Reads the lines that follow each other. What a crash left behind them is torn; what a checkpoint behind it vouches for is
+    /// no crash's doing, so that then the last line counts, and whoever verifies the log is told where it is broken.
+    fn read(path: &Path) -> io::Result<Self> {
+        let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
+        let mut tail = Self::nothing();
+        let (mut line, mut at, mut is_broken) = (Vec::new(), 0, false);
+        let mut behind = None;
+        loop {
+            line.clear();
+            let read = reader.read_until(b'\n', &mut line)?;
+            if read == 0 {
+                break;
+            }
+            at += read as u64;
+            let is_whole = line.pop_if(|last| *last == b'\n').is_some();
+            let Some(beginning) = Beginning::read(&line).filter(|_| is_whole) else {
+                is_broken = true;
+                continue;
+            };
+            let found = Self {
+                head: Some(Head { sequence: beginning.sequence, hash: Hash::of(&line) }),
+                is_sealed: beginning.kind == Kind::Checkpoint.as_str(),
+                length: at,
+                torn: None,
+                begun: tail.begun.or_else(|| beginning.time()),
+            };
+            let follows = |head: Head| head.sequence + 1 == beginning.sequence && head.hash == beginning.previous;
+            is_broken |= !tail.head.is_none_or(follows);
+            if !is_broken {
+                tail = found;
+            } else if found.is_sealed || behind.is_some() {
+                behind = Some(found);
+            }
+        }
+        let mut tail = behind.unwrap_or(tail);
+        if at > tail.length {
+            let mut rest = vec![0; usize::try_from(at - tail.length).unwrap_or_default()];
+            reader.get_ref().read_exact_at(&mut rest, tail.length)?;
+            tail.torn = Some(Torn { bytes: at - tail.length, hash: Hash::of(&rest) });
+            if rest.contains(&b'\n')
+                && let Some(head) = tail.head
+            {
+                // More than half a line: somebody may want to look at it.
+                fs::write(path.with_file_name(format!("torn-{:020}", head.sequence + 1)), &rest)?;
+            }
+        }
+        Ok(tail)
     }
-    Ok(found)
 }

@@ -20,6 +20,10 @@ use crate::json::Document;
 /// The longest line that is read as one.
 const LINE_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 
+/// The longest period that a configuration takes.
+const MOST_LINES: u64 = 1_000_000;
+const MOST_EVERY: Duration = Duration::from_secs(3600);
+
 /// What is asked of a log.
 #[derive(Clone, Debug, Default)]
 pub struct Demands {
@@ -182,9 +186,14 @@ impl Check {
                 break;
             }
             number += 1;
+            let next = self.chain.map(|head| head.sequence + 1);
             if line.pop_if(|last| *last == b'\n').is_none() {
                 let could_be = self.chain.unwrap_or_default().could_begin(&line);
                 return if is_last && could_be {
+                    // Without a line of its own, its name alone says where it belongs.
+                    if number == 1 {
+                        next.map_or(Ok(()), |next| self.check_name(file, next))?;
+                    }
                     Ok(line.len())
                 } else {
                     Err(Fault::Line(number, "what stands here is no line".to_owned()))
@@ -197,8 +206,11 @@ impl Check {
                 self.check_name(file, beginning.sequence)?;
             }
         }
-        if number == 0 && !is_last {
-            return Err(Fault::File("this segment is empty, and not the last".to_owned()));
+        match self.chain {
+            _ if number > 0 => {}
+            Some(head) if is_last => self.check_name(file, head.sequence + 1)?,
+            None if is_last => {}
+            Some(_) | None => return Err(Fault::File("this segment is empty, and not the last".to_owned())),
         }
         Ok(0)
     }
@@ -247,6 +259,7 @@ impl Check {
             "start" | "torn" => {
                 self.unsealed.lines += 1;
                 self.unsealed.since = Some(time);
+                self.check_unsealed(time)?;
             }
             _ => {
                 self.unsealed.lines += 1;
@@ -281,7 +294,9 @@ impl Check {
         if !self.key.sealed(beginning.sequence, beginning.previous, &checkpoint.signature) {
             return Err("the signature of this checkpoint is not valid".to_owned());
         }
-        let every = Duration::try_from_secs_f64(checkpoint.every).map_err(|_| "its period is none".to_owned())?;
+        let every = Duration::try_from_secs_f64(checkpoint.every).ok().filter(|every| *every <= MOST_EVERY);
+        let every =
+            every.filter(|_| checkpoint.lines <= MOST_LINES).ok_or("this checkpoint promises what none does")?;
         self.checkpoint = Some(Sealed { sequence: beginning.sequence, lines: checkpoint.lines, every });
         self.unsealed = Unsealed::default();
         Ok(())

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
@@ -20,8 +20,8 @@ use super::{
 
 /// How long records are gathered before they are written.
 const GATHERING: Duration = Duration::from_millis(20);
-/// How far the disk may be behind.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How far the disk may be behind; with what gathering and syncing take, a second.
+const SYNC_EVERY: Duration = Duration::from_millis(900);
 /// How soon after a failure writing is tried again, and how often it is said.
 const AGAIN: Duration = Duration::from_millis(200);
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -37,16 +37,21 @@ pub struct Scribe {
 pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     let folder = settings.state_directory.join("audit");
     let Opened { segment, head, is_sealed, torn } = Segment::open(&folder)?;
-    let key = SealingKey::open(&settings.state_directory.join("audit.key"))?;
-    let public = key.public();
-    public.write(&folder.join("public.pem"))?;
+    let is_first = head == Head::default();
+    let key = SealingKey::open(&settings.state_directory.join("audit.key"), is_first)?;
+    let (public, file) = (key.public(), folder.join("public.pem"));
+    if !is_first && PublicKey::read(&file).is_ok_and(|before| before != public) {
+        let what = "audit.key is not the key that the log is signed with: restore that, or move the audit folder away";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    public.write(&file)?;
     // What a crash left unsealed is sealed at once: runs that end early may follow each other.
-    let fresh = Fresh { lines: u64::from(!is_sealed), since: None };
+    let fresh = Fresh { lines: u64::from(!is_sealed), ..Fresh::default() };
     let on_error = settings.on_error;
     let mut ledger = Ledger { settings, segment, head, key, fresh, unproven: Vec::new(), dirty: None };
     if let Some(torn) = torn {
         tracing::warn!(bytes = torn.bytes, "the audit log's last line was torn by a crash and is cut off");
-        ledger.record_torn(torn)?;
+        ledger.record_torn(&torn)?;
     }
     if ledger.fresh.lines > 0 {
         ledger.seal()?;
@@ -56,8 +61,7 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
         waiting: Mutex::new(Waiting::default()),
         wake: Condvar::new(),
         failing: AtomicBool::new(false),
-        sequence: AtomicU64::new(ledger.head.sequence),
-        head: Mutex::new(ledger.head.hash),
+        head: Mutex::new(ledger.head),
     });
     let audit = Audit(Arc::clone(&shared));
     let thread = std::thread::Builder::new().name("audit-log".into()).spawn(move || write(&shared, ledger))?;
@@ -73,10 +77,10 @@ impl Scribe {
     /// Records that the gateway stops, seals the log and ends the thread, but waits for a disk that hangs no longer than
     /// `patience`.
     pub fn finish(self, patience: Duration) {
-        self.audit.push(Kind::Stop, |_| ());
-        self.audit.0.waiting().finished = true;
-        self.audit.0.wake.notify_one();
         let deadline = Instant::now() + patience;
+        let _ = self.audit.push(Kind::Stop, |_| ());
+        self.audit.0.waiting().finished = Some(deadline);
+        self.audit.0.wake.notify_one();
         while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -91,6 +95,8 @@ impl Scribe {
 struct Fresh {
     lines: u64,
     since: Option<Instant>,
+    /// The time of the first of them.
+    oldest: Option<SystemTime>,
 }
 
 /// The log as the writer knows it.
@@ -121,50 +127,68 @@ impl Batch {
     }
 }
 
+/// Says, should the thread panic, that nothing can be recorded any more.
+struct Alarm<'s>(&'s Shared);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failing.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 fn write(shared: &Shared, mut ledger: Ledger) {
+    let _alarm = Alarm(shared);
     let mut batch = Batch::default();
     let (mut lost, mut told) = (0, None::<Instant>);
     loop {
         let finished = take(shared, &mut batch, &mut ledger, &mut lost);
-        let result =
-            ledger.record_loss(&mut lost).and_then(|()| ledger.write(&mut batch)).and_then(|()| ledger.tend(finished));
-        shared.failing.store(result.is_err(), Ordering::Relaxed);
-        shared.sequence.store(ledger.head.sequence, Ordering::Relaxed);
-        *shared.head.lock().unwrap_or_else(PoisonError::into_inner) = ledger.head.hash;
-        if let Err(error) = result {
-            if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-                told = Some(Instant::now());
-                let consequence = match ledger.settings.on_error {
-                    OnError::Refuse => "nobody passes until it can",
-                    OnError::Serve => "requests are served unrecorded",
-                };
-                tracing::error!(%error, consequence, "the audit log cannot be written");
+        let result = ledger.record_loss(&mut lost).and_then(|()| ledger.write(&mut batch));
+        let result = result.and_then(|()| ledger.tend(finished.is_some()));
+        *shared.head.lock().unwrap_or_else(PoisonError::into_inner) = ledger.head;
+        let has_lost = shared.waiting().lost > 0;
+        shared.failing.store(result.is_err() || has_lost, Ordering::Relaxed);
+        let Err(error) = result else {
+            if told.take().is_some() {
+                tracing::warn!("the audit log can be written again");
             }
-            if ledger.settings.on_error == OnError::Serve {
-                lost += (batch.records.len() - batch.written) as u64;
-                batch = Batch::default();
-            }
-            if finished {
+            batch = Batch::default();
+            if finished.is_some() {
                 return;
             }
-            std::thread::sleep(AGAIN);
+            std::thread::sleep(GATHERING);
             continue;
+        };
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            told = Some(Instant::now());
+            let consequence = match ledger.settings.on_error {
+                OnError::Refuse => "nobody passes until it can",
+                OnError::Serve => "requests are served unrecorded",
+            };
+            tracing::error!(%error, consequence, "the audit log cannot be written");
         }
-        if told.take().is_some() {
-            tracing::warn!("the audit log can be written again");
+        if ledger.settings.on_error == OnError::Serve && finished.is_none() {
+            lost += (batch.records.len() - batch.written) as u64;
+            batch = Batch::default();
         }
-        batch = Batch::default();
-        if finished {
+        if finished.is_some_and(|deadline| deadline <= Instant::now()) {
             return;
         }
-        std::thread::sleep(GATHERING);
+        std::thread::sleep(AGAIN);
     }
 }
 
-/// Adds what waits to `batch`, sleeping until there is something to do; whether it is the last.
-fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64) -> bool {
+/// Adds what waits to `batch`, sleeping until there is something to do. If nothing more comes, until when it is tried to write
+/// it.
+fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64) -> Option<Instant> {
     let mut waiting = shared.waiting();
-    while waiting.records.is_empty() && batch.records.is_empty() && !waiting.finished {
+    while waiting.records.is_empty()
+        && waiting.unproven.is_empty()
+        && waiting.lost + *lost == 0
+        && batch.records.is_empty()
+        && waiting.finished.is_none()
+    {
         let due = ledger.due();
         if due.is_some_and(|due| due <= Instant::now()) {
             break;
@@ -182,6 +206,9 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
     let before = batch.fields.len();
     batch.fields.append(&mut waiting.fields);
     batch.records.extend(waiting.records.drain(..).map(|record| Pending { end: before + record.end, ..record }));
+    if !waiting.unproven.is_empty() {
+        ledger.fresh.since.get_or_insert_with(Instant::now);
+    }
     for (reason, count) in waiting.unproven.drain(..) {
         match ledger.unproven.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, sum)) => *sum += count,
@@ -201,13 +228,12 @@ impl Ledger {
     }
 
     /// Records what a crash left, in its place and at once: the next one would take the memory of it.
-    fn record_torn(&mut self, torn: Torn) -> io::Result<()> {
+    fn record_torn(&mut self, torn: &Torn) -> io::Result<()> {
         let mut fields = format!(",\"bytes\":{}", torn.bytes).into_bytes();
         member(&mut fields, "sha256", &torn.hash.to_string());
         let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
         head.append(now, Kind::Torn, &fields, &mut out);
-        self.commit(&out, head, 1, now)?;
-        self.segment.cut()
+        self.commit(&out, head, 1, now)
     }
 
     /// Records how many records were lost.
@@ -224,33 +250,50 @@ impl Ledger {
 
     /// Writes what is left of `batch`, with checkpoints and new segments where they are due.
     fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
-        while batch.written < batch.records.len() {
+        while let Some(first) = batch.records.get(batch.written).copied() {
+            if self.is_overdue(first.time) {
+                self.seal()?;
+            }
             self.rotate_if_due()?;
             let (mut out, mut head, mut place) = (Vec::new(), self.head, batch.written);
             let room = self.settings.checkpoint_lines.saturating_sub(self.fresh.lines).max(1);
-            let until = batch.records.len().min(place.saturating_add(usize::try_from(room).unwrap_or(usize::MAX)));
-            let begun = batch.records.get(place).map_or_else(SystemTime::now, |record| record.time);
-            while let Some(record) = batch.records.get(place).filter(|_| place < until) {
-                head.append(record.time, record.kind, batch.fields(place), &mut out);
-                place += 1;
-                if self.segment.length() + out.len() as u64 >= self.settings.segment_bytes {
+            let until = place.saturating_add(usize::try_from(room).unwrap_or(usize::MAX));
+            let mut is_start = false;
+            while let Some(record) = batch.records.get(place).filter(|_| place < until && !is_start) {
+                let since = record.time.duration_since(self.fresh.oldest.unwrap_or(first.time)).unwrap_or_default();
+                if since > self.settings.checkpoint_every
+                    || self.segment.length() + out.len() as u64 >= self.settings.segment_bytes
+                {
                     break;
                 }
+                head.append(record.time, record.kind, batch.fields(place), &mut out);
+                is_start = record.kind == Kind::Start;
+                place += 1;
             }
-            self.commit(&out, head, (place - batch.written) as u64, begun)?;
+            self.commit(&out, head, (place - batch.written) as u64, first.time)?;
             batch.written = place;
-            if self.fresh.lines >= self.settings.checkpoint_lines {
+            // What this run promises is known from its beginning.
+            if is_start || self.fresh.lines >= self.settings.checkpoint_lines {
                 self.seal()?;
             }
         }
         Ok(())
     }
 
+    /// Whether a record of this time comes too late for the checkpoint that those before it wait for. What tells is the time
+    /// in the records, which whoever verifies sees: the clock may have been set, or nothing could be written for long.
+    fn is_overdue(&self, time: SystemTime) -> bool {
+        let waited = self.fresh.oldest.and_then(|oldest| time.duration_since(oldest).ok());
+        waited.is_some_and(|waited| waited > self.settings.checkpoint_every)
+    }
+
     /// Seals and syncs what is due, or everything at the end.
     fn tend(&mut self, finished: bool) -> io::Result<()> {
         let now = Instant::now();
-        let is_due = |since: Option<Instant>, every| since.is_some_and(|since| finished || now >= since + every);
-        if is_due(self.fresh.since, self.settings.checkpoint_every) {
+        let is_due =
+            |since: Option<Instant>, every: Duration| since.is_some_and(|since| finished || now >= since + every);
+        let is_full = self.fresh.lines >= self.settings.checkpoint_lines;
+        if is_full || is_due(self.fresh.since, self.settings.checkpoint_every) {
             self.seal()?;
         }
         if is_due(self.dirty, SYNC_EVERY) {
@@ -297,6 +340,7 @@ impl Ledger {
         self.fresh.lines += lines;
         if lines > 0 {
             self.fresh.since.get_or_insert_with(Instant::now);
+            self.fresh.oldest.get_or_insert(time);
         }
         self.dirty.get_or_insert_with(Instant::now);
         Ok(())

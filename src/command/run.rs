@@ -155,8 +155,15 @@ pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) 
     })?;
     audit.started(&hash);
     settings.audit = Some(audit);
-    let (log, writer) = Log::start(sink, hash.clone()).map_err(failed)?;
-    let server = Server::start(listener, settings, &log, clock, &stop).map_err(failed)?;
+    let started = Log::start(sink, hash.clone())
+        .and_then(|(log, writer)| Ok((Server::start(listener, settings, &log, clock, &stop)?, writer)));
+    let (server, writer) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            scribe.finish(LAST_LINES);
+            return Err(failed(error));
+        }
+    };
     let key = scribe.public().fingerprint();
     tracing::info!(%key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
     tracing::info!(address = %server.address(), config = hash, "listening");

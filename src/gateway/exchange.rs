@@ -248,15 +248,22 @@ impl Exchange {
         self.upload = Some(upload.progress());
     }
 
-    /// From here on the request counts as permitted.
-    pub(super) fn note_upstream(&mut self, name: &Arc<str>) {
+    /// From here on the request counts as permitted; `false` if it may not, for want of a record.
+    #[must_use]
+    pub(super) fn note_upstream(&mut self, name: &Arc<str>) -> bool {
         self.note(|record| {
             record.upstream = Some(Arc::clone(name));
             record.decision = Decision::Permitted;
         });
-        if let (Some(audit), Some(record)) = (&self.audit, &self.record) {
-            audit.decision(record, self.log.config());
+        let (Some(audit), Some(record)) = (&self.audit, &self.record) else { return true };
+        let may_pass = audit.decision(record, self.log.config());
+        if !may_pass {
+            self.note(|record| {
+                record.upstream = None;
+                record.decision = Decision::Refused;
+            });
         }
+        may_pass
     }
 
     /// Refused: recorded if somebody is proven to have asked, else counted. What is permitted is recorded already, whatever
@@ -266,8 +273,9 @@ impl Exchange {
         if record.decision == Decision::Permitted {
             return;
         }
-        if record.account.is_some() && !audit.refuses() {
-            audit.decision(record, self.log.config());
+        if record.account.is_some() {
+            // What finds no room is counted as lost.
+            let _ = audit.decision(record, self.log.config());
         } else {
             audit.count(code.as_str());
         }

@@ -16,6 +16,9 @@ use crate::{
     route::Route,
 };
 
+/// Roles of one record of the audit log.
+const MOST_ROLES: usize = 100;
+
 /// What the gateway decided about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -109,7 +112,7 @@ impl Access {
         if let Some(user) = &self.user {
             plain(out, ",\"countersign.user\":\"", user.as_str());
         }
-        self.print_roles(",\"countersign.roles\":[", out);
+        print_roles(&self.roles, ",\"countersign.roles\":[", out);
         if let Some(signed) = self.signed {
             plain(out, ",\"countersign.signed\":\"", signed);
         }
@@ -145,7 +148,12 @@ impl Access {
         if let Some(user) = &self.user {
             plain(out, ",\"user\":\"", user.as_str());
         }
-        self.print_roles(",\"roles\":[", out);
+        // A body can be signed with any number of them.
+        let shown = self.roles.get(..MOST_ROLES).unwrap_or(&self.roles);
+        print_roles(shown, ",\"roles\":[", out);
+        if self.roles.len() > shown.len() {
+            number(out, ",\"more_roles\":", (self.roles.len() - shown.len()) as u64);
+        }
         if let Some(signed) = self.signed {
             plain(out, ",\"signed\":\"", signed);
         }
@@ -169,17 +177,17 @@ impl Access {
             .as_ref()
             .map_or(("", ""), |asked| (asked.method.as_str(), asked.target.as_ref().map_or("", PathAndQuery::path)))
     }
+}
 
-    fn print_roles(&self, name: &str, out: &mut Vec<u8>) {
-        if self.roles.is_empty() {
-            return;
-        }
-        out.extend_from_slice(name.as_bytes());
-        for (place, role) in self.roles.iter().enumerate() {
-            plain(out, if place == 0 { "\"" } else { ",\"" }, role.as_str());
-        }
-        out.push(b']');
+fn print_roles(roles: &[RoleId], name: &str, out: &mut Vec<u8>) {
+    if roles.is_empty() {
+        return;
     }
+    out.extend_from_slice(name.as_bytes());
+    for (place, role) in roles.iter().enumerate() {
+        plain(out, if place == 0 { "\"" } else { ",\"" }, role.as_str());
+    }
+    out.push(b']');
 }
 
 /// `name`, and `value`, which cannot need an escape: an id, a token, a word of ours. Its opening quote comes with `name`.

@@ -158,7 +158,7 @@ fn each_kind_of_tampering_is_found_and_its_line_named() {
             decision + 2,
             "changed",
         ),
-        ("a changed time", replaced(3, &lines[3].replacen("20", "21", 1)), 5, "changed"),
+        ("a changed method", replaced(decision, &lines[decision].replace("GET", "PUT")), decision + 2, "changed"),
         ("a missing line", without(decision), decision + 1, "missing"),
         ("a missing first line", without(0), 1, "missing"),
         ("a doubled line", with(decision + 1, lines[decision]), decision + 2, "doubled"),
@@ -401,6 +401,90 @@ fn a_gateway_that_serves_on_records_how_much_is_missing() {
     let permitted = records.iter().filter(|record| record["decision"] == "permitted").count();
     assert_eq!(permitted as u64 + lost, sent as u64 + 1);
     assert!(lost > 10, "{lost}");
+}
+
+/// An outage that lasts longer than checkpoints may keep out, a run that promises another period than the one before, and
+/// strangers alone.
+#[test]
+fn an_honest_log_stays_valid_whatever_befell_it() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "[audit]\ncheckpoint = { lines = 3, every = \"1s\" }\n");
+    let log = folder.folder.path().join("state/audit");
+    let running = on_a_small_disk(&folder);
+    until(&folder, 503);
+    std::thread::sleep(Duration::from_secs(4));
+    grow_disk(&running);
+    until(&folder, 200);
+    running.drained();
+    valid(&log, &[]);
+    let file = folder.file("countersign.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("lines = 3, every = \"1s\"", "lines = 1000, every = \"1h\"")).unwrap();
+    let running = folder.run(Stdio::null());
+    asked(&folder, &vec![head_now("GET", "/a", ""); 20]);
+    std::thread::sleep(Duration::from_secs(4));
+    asked(&folder, &[head_now("GET", "/a", "")]);
+    running.drained();
+    assert_eq!(valid(&log, &[])["ended"], true);
+    // Where nobody proves anything, a checkpoint tells how many came.
+    fs::write(&file, text).unwrap();
+    let running = folder.run(Stdio::null());
+    asked(&folder, &["GET /a HTTP/1.1\r\nHost: gw.test\r\n\r\n".to_owned()]);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !records(&log).last().unwrap()["unproven"]["signature_missing"].is_u64() {
+        assert!(Instant::now() < deadline, "strangers are not counted");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    running.drained();
+    valid(&log, &[]);
+}
+
+#[test]
+fn a_log_is_not_continued_with_another_key() {
+    let (folder, _) = made(3);
+    let key = folder.folder.path().join("state/audit.key");
+    let kept = fs::read(&key).unwrap();
+    let refused = |word: &str| {
+        let output = countersign().args(["run", "--config", &folder.file("countersign.toml")]).output().unwrap();
+        assert_eq!(output.status.code(), Some(69));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(word), "{said}");
+    };
+    fs::remove_file(&key).unwrap();
+    refused("audit.key is gone");
+    let (other, _) = made(1);
+    fs::copy(other.folder.path().join("state/audit.key"), &key).unwrap();
+    refused("not the key that the log is signed with");
+    fs::write(&key, "no key").unwrap();
+    refused("no PEM private key");
+    fs::write(&key, kept).unwrap();
+    folder.run(Stdio::null()).drained();
+}
+
+/// What is behind the end of a log when its machine lost its power, and files that are none of the log's.
+#[test]
+fn what_is_left_of_a_power_failure_is_cut_off_and_strange_files_are_left_alone() {
+    for rest in [&b"\0\0\0\0"[..], b"\0\0\0\n\0\n", b"{\"seq\":"] {
+        let (folder, log) = made(3);
+        let file = segments(&log).pop().unwrap();
+        let before = fs::read(&file).unwrap();
+        fs::write(&file, [&before[..], rest].concat()).unwrap();
+        fs::write(log.join("notes.txt"), "kept").unwrap();
+        folder.run(Stdio::null()).drained();
+        let torn: Vec<_> = records(&log).into_iter().filter(|record| record["kind"] == "torn").collect();
+        assert_eq!((torn.len(), torn[0]["bytes"].as_u64().unwrap()), (1, rest.len() as u64));
+        assert_eq!(valid(&log, &[])["torn_bytes"], 0);
+        assert_eq!(fs::read_to_string(log.join("notes.txt")).unwrap(), "kept");
+        let saved = fs::read_dir(&log)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().path().to_string_lossy().contains("torn-"));
+        assert_eq!(saved.count(), usize::from(rest.contains(&b'\n')));
+    }
+    // A segment that was begun when the power failed.
+    let (folder, log) = made(3);
+    fs::write(log.join("00000000000000000077.jsonl"), "").unwrap();
+    folder.run(Stdio::null()).drained();
+    valid(&log, &[]);
 }
 
 #[test]
