@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The built gateway with the configuration it is measured with: a valid request passes, invalid ones do not.
+"""The built gateway with the configuration it is measured with: a valid request passes, invalid ones do not, and a request on a
+kept connection costs two receives and two sends, not a system call more.
 
 usage: smoke.py PATH_OF_THE_GATEWAY
 """
@@ -14,6 +15,7 @@ class Upstream(http.server.BaseHTTPRequestHandler):
     """Answers with the headers it got, and counts the requests."""
     protocol_version = "HTTP/1.1"
     requests = 0
+    wbufsize = 1 << 16  # head and body in one packet
 
     def do_GET(self):
         Upstream.requests += 1
@@ -47,6 +49,30 @@ def get(port, tls, header):
     status, body = response.status, response.read()
     connection.close()
     return status, body
+
+
+def system_calls(pid, port, tls, work):
+    """How many times a request has bytes received or sent, on connections that are kept."""
+    count, table = 300, work / "strace"
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=tls)
+
+    def ask(times):
+        header = signature()
+        for _ in range(times):
+            connection.request("GET", "/api/thing", headers={"Stripe-User-Id": USER, "Stripe-Account-Id": ACCOUNT, "Stripe-Signature": header})
+            response = connection.getresponse()
+            assert (response.status, len(response.read()) > 0) == (200, True), response.status
+    ask(20)
+    traced = "trace=recvfrom,recvmsg,recvmmsg,read,readv,sendto,sendmsg,sendmmsg,writev"
+    strace = subprocess.Popen(["strace", "-f", "-c", "-e", traced, "-o", str(table), "-p", str(pid)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert "attached" in strace.stderr.readline(), "strace could not attach"
+    time.sleep(0.2)
+    ask(count)
+    strace.send_signal(signal.SIGINT)
+    strace.wait(20)
+    connection.close()
+    calls = {line.split()[-1]: int(line.split()[3]) for line in table.read_text().splitlines() if line.strip().endswith(tuple(traced[6:].split(",")))}
+    return sum(calls.values()) / count, calls
 
 
 def wait_for(port, gateway, log):
@@ -86,6 +112,8 @@ def main(binary):
                 status, body = get(port, tls, header)
                 assert status == 401, f"{what}: {status} {body!r}"
             assert Upstream.requests == 1, f"the upstream got {Upstream.requests} requests, not 1"
+            each, calls = system_calls(gateway.pid, port, tls, work)
+            assert 3.9 <= each <= 4.2, f"{each:.2f} receives and sends a request: {calls}"
             gateway.send_signal(signal.SIGTERM)
             assert gateway.wait(40) == 0, f"stopped with {gateway.returncode}"
         except BaseException:
@@ -95,7 +123,7 @@ def main(binary):
             if gateway.poll() is None:
                 gateway.kill()
                 gateway.wait()
-    print("smoke: one valid request passed, four invalid ones were refused, stopped cleanly")
+    print("smoke: one valid request passed, four invalid ones were refused, 4 system calls a request, stopped cleanly")
 
 
 if __name__ == "__main__":

@@ -69,13 +69,15 @@ impl StripeApp {
             let is_id = |key: Element<'_>| key.as_str().is_some_and(|key| key == "user_id" || key == "account_id");
             document.members().any(|(key, _)| !is_id(key))
         });
-        if says_more && signature.has_one_tag() {
+        let is_tried = says_more && signature.has_one_tag();
+        if is_tried {
             let text = identity(&claims);
             matched = signature.matching_key(&self.keys, &text).map(|_| Candidate::Identity);
         }
         if matched.is_none() {
             candidates(&claims, raw, document.as_ref(), |candidate, text| {
-                let hit = signature.matching_key(&self.keys, text).is_some();
+                let is_new = !is_tried || candidate != Candidate::Identity;
+                let hit = is_new && signature.matching_key(&self.keys, text).is_some();
                 if hit {
                     matched = Some(candidate);
                 }
@@ -248,4 +250,53 @@ fn roles(said: Option<Element<'_>>) -> Option<Vec<RoleId>> {
         }
     }
     Some(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::secret::SigningSecret;
+
+    /// What a signature over the ids alone covers of a request with `body`, whose ids are in the headers too.
+    fn covered(body: &str, tags: usize) -> Coverage {
+        let secret = Zeroizing::new("absec_test_0123456789abcdef".to_owned());
+        let key = SigningKey::new(&SigningSecret::parse(secret).unwrap());
+        let mut signature = key.header(1_790_000_000, br#"{"user_id":"usr_a","account_id":"acct_b"}"#);
+        (1..tags).for_each(|_| signature += &format!(",v1={}", "0".repeat(64)));
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("stripe-signature", &*signature), ("stripe-user-id", "usr_a"), ("stripe-account-id", "acct_b")]
+        {
+            headers.insert(HeaderName::from_static(name), value.parse().unwrap());
+        }
+        let app = StripeApp { keys: vec![key], ..StripeApp::for_tests() };
+        let request = Presented { headers: &headers, query: None, body: Carried::Json(body.as_bytes()) };
+        app.verify(&request, 1_790_000_000).unwrap_or_else(|_| panic!("{body}")).signed()
+    }
+
+    #[test]
+    fn a_body_of_nothing_but_the_ids_is_covered_by_a_signature_over_them_and_another_is_not() {
+        for tags in [1, 2] {
+            for body in [
+                r#"{"user_id":"usr_a","account_id":"acct_b"}"#,
+                r#"{ "user_id": "usr_a", "account_id": "acct_b" }"#,
+                r#"{"account_id":"acct_b","user_id":"usr_a"}"#,
+                r#"{"\u0075ser_id":"usr_a","account_id":"acct_b"}"#,
+                r#"{"account_id":"acct_b"}"#,
+                "{}",
+            ] {
+                assert_eq!(covered(body, tags), Coverage::Body, "{body}");
+            }
+            for body in [
+                r#"{"user_id":"usr_a","account_id":"acct_b","amount":1}"#,
+                r#"{"":0}"#,
+                r#"{"stripe_roles":[]}"#,
+                r#"{"\ud800":0,"user_id":"usr_a"}"#,
+            ] {
+                assert_eq!(covered(body, tags), Coverage::Identity, "{body}");
+            }
+        }
+    }
 }
