@@ -3,20 +3,26 @@
 //! it when it has become cheaper.
 #![expect(clippy::expect_used, reason = "a bench that cannot be set up should stop")]
 
-use std::{fmt::Write as _, hint::black_box, sync::Arc, time::Duration};
+use std::{hint::black_box, time::Duration};
 
 use countersign::{
     auth::{Carried, Presented, Scheme, StripeApp},
     json::Document,
     path::CanonicalPath,
-    policy::{Accounts, Demand, Policy},
-    route::{HeaderEdits, Methods, Pattern, Route, RouteTable},
+    route::RouteTable,
     secret::SigningSecret,
     signature::{Signature, SigningKey},
 };
 use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use zeroize::Zeroizing;
+
+#[path = "setup/json.rs"]
+mod json;
+#[path = "setup/routes.rs"]
+mod routes;
+use json::body;
+use routes::table;
 
 const NOW: i64 = 1_750_000_000;
 const IDENTITY: &[u8] = br#"{"user_id":"usr_BenchUser0000001","account_id":"acct_BenchAccount0001"}"#;
@@ -79,58 +85,24 @@ fn verify(asked: Asked) {
     assert_eq!(asked.scheme.verify(black_box(&request), NOW).is_ok(), asked.accepted);
 }
 
-fn document(bytes: usize) -> String {
-    let mut text = String::from(r#"{"user_id":"usr_BenchUser0000001","account_id":"acct_BenchAccount0001","items":["#);
-    let mut place = 0;
-    while text.len() + 100 < bytes || place == 0 {
-        let comma = if place == 0 { "" } else { "," };
-        let _ = write!(
-            text,
-            r#"{comma}{{"id":"ch_{place:08}","amount":{},"rate":0.{place}5,"note":"réf. \"{place}\"","paid":true}}"#,
-            place * 37
-        );
-        place += 1;
-    }
-    text + "]}"
-}
-
 #[library_benchmark]
-#[bench::small(args = (200), setup = document, config = limited(5_700))]
-#[bench::large(args = (100 * 1024), setup = document, config = limited(3_330_000))]
+#[bench::small(args = (200), setup = body, config = limited(5_700))]
+#[bench::large(args = (100 * 1024), setup = body, config = limited(3_330_000))]
 fn check_and_print(text: String) -> usize {
     let mut out = Vec::with_capacity(text.len());
     Document::parse(black_box(text.as_bytes())).expect("a document").print(&mut out);
     out.len()
 }
 
-fn table(count: usize) -> (RouteTable, String) {
-    let tolerance = Duration::from_secs(300);
-    let scheme = Arc::new(Scheme::StripeApp(StripeApp { keys: Vec::new(), tolerance, allow_account_only: false }));
-    let route = |place: usize| {
-        Arc::new(Route {
-            pattern: Pattern::parse(&format!("/team{}/r{place:05}/", place % 50)).expect("a pattern"),
-            app: HeaderValue::from_static("bench"),
-            scheme: Arc::clone(&scheme),
-            policy: Policy { accounts: Accounts::Any, users: None, roles: None, signed: Demand::Identity },
-            methods: Methods::standard(),
-            upstream: 0,
-            upstream_path: None,
-            body_limit_bytes: None,
-            response_timeout: None,
-            websocket: false,
-            request_headers: HeaderEdits::default(),
-            response_headers: HeaderEdits::default(),
-        })
-    };
+fn asked_of(count: usize) -> (RouteTable, String) {
     let last = count - 1;
-    let table = RouteTable::new((0..count).map(route).collect()).expect("paths that differ");
-    (table, format!("/team{}/r{last:05}/orders/17/items", last % 50))
+    (table(count), format!("/team{}/r{last:05}/orders/17/items", last % 50))
 }
 
 #[library_benchmark]
-#[bench::of_10(args = (10), setup = table, config = limited(3_300))]
-#[bench::of_1000(args = (1_000), setup = table, config = limited(3_300))]
-#[bench::of_10000(args = (10_000), setup = table, config = limited(3_300))]
+#[bench::of_10(args = (10), setup = asked_of, config = limited(3_300))]
+#[bench::of_1000(args = (1_000), setup = asked_of, config = limited(3_300))]
+#[bench::of_10000(args = (10_000), setup = asked_of, config = limited(3_300))]
 fn route((table, path): (RouteTable, String)) -> (RouteTable, bool) {
     let found = CanonicalPath::parse(black_box(&path)).is_ok_and(|path| table.find(&path).is_some());
     // Handed out, so that freeing it is not counted.

@@ -1,26 +1,14 @@
 //! Checking a body and printing it as JavaScript does, beside `serde_json`'s parse of the same bytes.
 #![expect(clippy::expect_used, reason = "a bench that cannot be set up should stop")]
 
-use std::{fmt::Write as _, hint::black_box};
+use std::hint::black_box;
 
 use countersign::json::Document;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-/// An object of about `bytes` bytes, as `JSON.stringify` prints it.
-fn body(bytes: usize) -> String {
-    let mut text = String::from(r#"{"user_id":"usr_BenchUser0000001","account_id":"acct_BenchAccount0001","items":["#);
-    let mut place = 0;
-    while text.len() + 100 < bytes || place == 0 {
-        let comma = if place == 0 { "" } else { "," };
-        let _ = write!(
-            text,
-            r#"{comma}{{"id":"ch_{place:08}","amount":{},"rate":0.{place}5,"note":"réf. \"{place}\"","paid":true}}"#,
-            place * 37
-        );
-        place += 1;
-    }
-    text + "]}"
-}
+#[path = "setup/json.rs"]
+mod setup;
+use setup::body;
 
 /// The same document as a person lays it out: nothing of it can be copied as it stands.
 fn spaced(text: &str) -> String {

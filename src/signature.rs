@@ -190,7 +190,8 @@ fn unix_seconds(text: &[u8]) -> Option<(&str, i64)> {
     Some((text, text.parse().ok()?))
 }
 
-fn lower_hex(text: &[u8]) -> Option<Tag> {
+/// 64 lower-case hex digits as the 32 bytes they stand for.
+pub(crate) fn lower_hex(text: &[u8]) -> Option<Tag> {
     let digit = |b: u8| match b {
         b'0'..=b'9' => Some(b - b'0'),
         b'a'..=b'f' => Some(b - b'a' + 10),

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::Kind;
+use crate::signature::lower_hex;
 
 /// SHA-256 of a line without its line feed; zeros stand for the line before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,20 +41,7 @@ impl Hash {
 
     /// Reads 64 lower-case hex digits.
     pub fn parse(text: &str) -> Option<Self> {
-        let digit = |b: u8| match b {
-            b'0'..=b'9' => Some(b - b'0'),
-            b'a'..=b'f' => Some(b - b'a' + 10),
-            _ => None,
-        };
-        if text.len() != 64 {
-            return None;
-        }
-        let mut hash = [0; 32];
-        for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let [high, low] = pair else { return None };
-            *byte = digit(*high)? << 4 | digit(*low)?;
-        }
-        Some(Self(hash))
+        lower_hex(text.as_bytes()).map(Self)
     }
 
     /// Its bytes.
