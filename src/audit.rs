@@ -26,7 +26,8 @@ pub use writer::Scribe;
 
 use chain::Head;
 
-/// Bytes of records that may wait for the writer: more than a second of anything this process can decide.
+/// Bytes of records that may wait for the writer, and as many that it holds while it cannot write: each more than a second of
+/// anything this process can decide.
 const WAITING_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 /// How long a record may wait for the writer before the disk counts as hanging.
 const HANGING: Duration = Duration::from_secs(2);

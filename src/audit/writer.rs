@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Audit, Kind, OnError, Pending, Settings, Shared, Waiting,
+    Audit, Kind, OnError, Pending, Settings, Shared, WAITING_LIMIT_BYTES, Waiting,
     chain::Head,
     key::{PublicKey, SealingKey},
     member,
@@ -20,6 +20,8 @@ use super::{
 
 /// How long records are gathered before they are written.
 const GATHERING: Duration = Duration::from_millis(20);
+/// Room for records that is kept from one group to the next.
+const KEPT_BYTES: usize = 1024 * 1024;
 /// How far the disk may be behind; with what gathering and syncing take, a second.
 const SYNC_EVERY: Duration = Duration::from_millis(900);
 /// How soon after a failure writing is tried again, and how often it is said.
@@ -121,6 +123,15 @@ struct Batch {
 }
 
 impl Batch {
+    /// Empties it; the room that an ordinary moment needs is kept.
+    fn clear(&mut self) {
+        self.fields.clear();
+        self.records.clear();
+        self.fields.shrink_to(KEPT_BYTES);
+        self.records.shrink_to(KEPT_BYTES / 1024);
+        self.written = 0;
+    }
+
     fn fields(&self, place: usize) -> &[u8] {
         let start = place.checked_sub(1).and_then(|before| self.records.get(before)).map_or(0, |record| record.end);
         self.records.get(place).and_then(|record| self.fields.get(start..record.end)).unwrap_or_default()
@@ -153,8 +164,9 @@ fn write(shared: &Shared, mut ledger: Ledger) {
             if told.take().is_some() {
                 tracing::warn!("the audit log can be written again");
             }
-            batch = Batch::default();
-            if finished.is_some() {
+            batch.clear();
+            // A batch that was full left something behind.
+            if finished.is_some() && shared.waiting().records.is_empty() {
                 return;
             }
             std::thread::sleep(GATHERING);
@@ -203,9 +215,15 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
         };
     }
     waiting.writer_sleeps = false;
-    let before = batch.fields.len();
-    batch.fields.append(&mut waiting.fields);
-    batch.records.extend(waiting.records.drain(..).map(|record| Pending { end: before + record.end, ..record }));
+    if batch.records.is_empty() {
+        // Not copied, for the workers wait for the lock.
+        std::mem::swap(&mut batch.fields, &mut waiting.fields);
+        std::mem::swap(&mut batch.records, &mut waiting.records);
+    } else if batch.fields.len() < WAITING_LIMIT_BYTES {
+        let before = batch.fields.len();
+        batch.fields.append(&mut waiting.fields);
+        batch.records.extend(waiting.records.drain(..).map(|record| Pending { end: before + record.end, ..record }));
+    }
     if !waiting.unproven.is_empty() {
         ledger.fresh.since.get_or_insert_with(Instant::now);
     }
@@ -350,5 +368,57 @@ impl Ledger {
         self.segment.sync()?;
         self.dirty = None;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared(on_error: OnError) -> Shared {
+        Shared {
+            on_error,
+            waiting: Mutex::default(),
+            wake: Condvar::new(),
+            failing: AtomicBool::new(false),
+            head: Mutex::default(),
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_disk_is_bounded_and_beyond_that_nobody_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let Opened { segment, head, .. } = Segment::open(&folder.path().join("audit")).unwrap();
+        let settings = Settings {
+            state_directory: folder.path().to_owned(),
+            on_error: OnError::Refuse,
+            checkpoint_lines: 1000,
+            checkpoint_every: Duration::from_secs(10),
+            segment_bytes: 64 << 20,
+            segment_every: Duration::from_secs(86_400),
+        };
+        let key = SealingKey::open(&folder.path().join("audit.key"), true).unwrap();
+        let (fresh, unproven) = (Fresh::default(), Vec::new());
+        let mut ledger = Ledger { settings, segment, head, key, fresh, unproven, dirty: None };
+        let audit = Audit(Arc::new(shared(OnError::Refuse)));
+        let fill = |bytes: usize| audit.push(Kind::Decision, |out| out.resize(out.len() + bytes, b' '));
+        let (mut batch, mut lost) = (Batch::default(), 0);
+
+        assert!(fill(10));
+        take(&audit.0, &mut batch, &mut ledger, &mut lost);
+        assert!(fill(WAITING_LIMIT_BYTES));
+        take(&audit.0, &mut batch, &mut ledger, &mut lost);
+        assert_eq!((batch.records.len(), batch.fields(0).len(), batch.fields(1).len()), (2, 10, WAITING_LIMIT_BYTES));
+        // The batch is full and what comes then waits, until that is full too.
+        assert!(fill(WAITING_LIMIT_BYTES));
+        take(&audit.0, &mut batch, &mut ledger, &mut lost);
+        assert_eq!((batch.records.len(), audit.0.waiting().records.len()), (2, 1));
+        assert!(!audit.refuses());
+        assert!(!fill(1) && audit.refuses() && audit.0.waiting().lost == 1);
+        // What was held goes first, and the rest with the next group.
+        batch.clear();
+        take(&audit.0, &mut batch, &mut ledger, &mut lost);
+        assert_eq!((batch.records.len(), lost), (1, 1));
+        assert!(!Audit(Arc::new(shared(OnError::Serve))).refuses());
     }
 }

@@ -310,10 +310,25 @@ fn after_a_kill_at_any_moment_the_chain_goes_on() {
     let of = |kind: &str| records.iter().filter(|record| record["kind"] == kind).count();
     assert!(of("torn") >= torn.load(Ordering::Relaxed) && of("torn") <= kills, "{} torn", of("torn"));
     assert!(of("start") > kills / 2, "{} starts", of("start"));
-    let (decided, answered) = (of("decision"), answered.load(Ordering::Relaxed));
-    // What was answered within the last moments of each run may be lost with it, and nothing else.
-    assert!(decided + kills * 3 * 30 >= answered && decided > 0, "{decided} of {answered}");
+    assert!(of("decision") > 0 && answered.load(Ordering::Relaxed) > 0);
     assert_eq!(valid(&log, &[])["ended"], true);
+}
+
+/// Records are written within some 20 ms; a kill takes nothing that is older.
+#[test]
+fn a_kill_takes_no_record_that_is_older_than_a_moment() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "");
+    let log = folder.folder.path().join("state/audit");
+    for run in 1..=5 {
+        let mut running = folder.run(Stdio::null());
+        asked(&folder, &vec![head_now("GET", "/a", ""); 20]);
+        std::thread::sleep(Duration::from_millis(300));
+        running.0.kill().unwrap();
+        running.0.wait().unwrap();
+        let decided = records(&log).iter().filter(|record| record["kind"] == "decision").count();
+        assert_eq!(decided, run * 20);
+    }
 }
 
 /// A log that was killed early may have no checkpoint yet, or no record; everything else must hold.
