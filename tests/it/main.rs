@@ -24,6 +24,7 @@ mod layers;
 mod limits;
 mod names;
 mod policy;
+mod reload;
 mod rest;
 mod rules;
 mod semantics;
