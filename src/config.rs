@@ -26,6 +26,7 @@ mod header_edits;
 mod limits;
 mod listener;
 mod mask;
+mod operations;
 mod origin;
 mod outline;
 mod problem;
@@ -57,6 +58,8 @@ pub struct Config {
     pub outline: Outline,
     pub state_directory: PathBuf,
     pub listener: Listener,
+    /// Where health and metrics are told; `None`: nowhere.
+    pub operations: Option<SocketAddr>,
     /// In the order in which routes refer to them.
     pub upstreams: Vec<Settings>,
     pub routes: RouteTable,
@@ -269,6 +272,7 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
         Some(item) => item.text().map(|text| context.file(text)),
     };
     let listener = listener::listener(&root);
+    let operations = operations::operations(&root, listener.as_ref().map(|listener| listener.address));
     let apps = app::apps(&root);
     let mut upstreams = upstreams::Upstreams::read(&root);
     let limits = limits::limits(&root);
@@ -284,6 +288,7 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
         audit: audit::Settings { state_directory: state_directory.clone(), ..audit? },
         state_directory,
         listener: listener?,
+        operations: operations?,
         upstreams: upstreams.list,
         routes: routes.ok()?,
         limits: limits?,

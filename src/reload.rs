@@ -16,13 +16,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     audit::Audit,
+    clock::unix_seconds,
     config::{self, AccessLog, Change, Config, Environment, How, Outline, Scrutiny, SourceKind, Sources, Warning},
     record::Log,
     server::{self, House},
 };
 
+mod unused;
 mod watcher;
 
+use unused::Lookout;
 use watcher::{Watcher, settled};
 
 /// Messages of one refusal that are told in a log.
@@ -55,6 +58,7 @@ pub struct Parts {
 pub struct InForce {
     hash: String,
     address: SocketAddr,
+    operations: Option<SocketAddr>,
     state_directory: PathBuf,
     access_log: AccessLog,
     outline: Outline,
@@ -90,6 +94,7 @@ impl InForce {
         Self {
             hash: config.hash.clone(),
             address: config.listener.address,
+            operations: config.operations,
             state_directory: config.state_directory.clone(),
             access_log: config.access_log.clone(),
             outline: std::mem::take(&mut config.outline),
@@ -127,7 +132,7 @@ impl Reloader {
         (sender, orders): (mpsc::Sender<Order>, mpsc::Receiver<Order>),
     ) -> io::Result<Self> {
         let watcher = Watcher::new(sender.clone());
-        let work = Work { parts, in_force, status, watcher };
+        let work = Work { parts, in_force, status, watcher, lookout: Lookout::default() };
         let thread = std::thread::Builder::new().name("reload".into()).spawn(move || work.run(&orders))?;
         Ok(Self { orders: sender, thread })
     }
@@ -146,6 +151,7 @@ struct Work {
     in_force: InForce,
     status: Arc<Status>,
     watcher: Watcher,
+    lookout: Lookout,
 }
 
 impl Work {
@@ -164,6 +170,8 @@ impl Work {
                 Order::Look => {}
             }
             self.watcher.watch(&self.in_force.sources);
+            let (since, now) = (self.status.standing().since, SystemTime::now());
+            self.lookout.look(|| self.parts.house.apps(), unix_seconds(since), unix_seconds(now));
         }
     }
 
@@ -261,6 +269,7 @@ impl Work {
         let before = &self.in_force;
         let fixed = [
             ("listener.address", config.listener.address == before.address),
+            ("operations.address", config.operations == before.operations),
             ("state_directory", config.state_directory == before.state_directory),
         ];
         let reasons: Vec<_> = fixed

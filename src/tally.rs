@@ -105,7 +105,7 @@ impl Histogram {
 
     /// Each bucket's bound in seconds and how many fell into it, the last without a bound.
     pub fn buckets(&self) -> Vec<(f64, u64)> {
-        let bounds = BOUNDS.iter().map(Duration::as_secs_f64).chain([f64::MAX]);
+        let bounds = BOUNDS.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
         let counts = self.buckets.iter().chain([&self.longer]).map(|count| count.load(Ordering::Relaxed));
         bounds.zip(counts).collect()
     }
@@ -133,7 +133,7 @@ mod tests {
             histogram.observe(Duration::from_micros(micros));
         }
         let filled: Vec<_> = histogram.buckets().into_iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(filled, [(0.000_05, 2), (0.000_1, 1), (30.0, 1), (f64::MAX, 1)]);
+        assert_eq!(filled, [(0.000_05, 2), (0.000_1, 1), (30.0, 1), (f64::INFINITY, 1)]);
         assert!((histogram.sum() - 60.000_103).abs() < 1e-9);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     time::{Duration, SystemTime},
@@ -15,6 +16,7 @@ use crate::{
     audit::{Audit, Scribe},
     clock::Clock,
     config::{self, Config, Environment, Scrutiny},
+    operations::{Observed, Operations},
     record::{Log, Writer},
     reload::{InForce, Order, Parts, Reloader, Status},
     server::{self, Server, Stop},
@@ -136,6 +138,7 @@ pub(super) struct Running {
     audit: Audit,
     scribe: Scribe,
     status: Arc<Status>,
+    operations: Option<Operations>,
 }
 
 /// Watches for signals, opens the audit log, binds and starts, or tells why not and answers the exit code. `orders` is told
@@ -153,6 +156,7 @@ pub(super) fn start(
     // Once connections are accepted, a signal must already mean a drain.
     let stop = Stop::default();
     watch_signals(&stop, orders).map_err(failed)?;
+    let operations = config.operations.map(|address| operations(address, &stop)).transpose()?;
     let (address, hash, keeping) = (config.listener.address, config.hash.clone(), config.audit.clone());
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
@@ -185,15 +189,33 @@ pub(super) fn start(
     let key = scribe.public().fingerprint();
     tracing::info!(%key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
     tracing::info!(address = %server.address(), config = hash, "listening");
-    Ok(Running { server, log, writer, audit, scribe, status: Status::new(hash) })
+    let status = Status::new(hash);
+    if let Some(operations) = &operations {
+        tracing::info!(address = %operations.address(), "health and metrics are told here");
+        operations.observe(Observed { house: Arc::clone(server.house()), status: Arc::clone(&status) });
+    }
+    Ok(Running { server, log, writer, audit, scribe, status, operations })
+}
+
+/// Binds the operations listener's address, and says there that the gateway is starting.
+fn operations(address: SocketAddr, stop: &Stop) -> Result<Operations, u8> {
+    server::bind(address).and_then(|listener| Operations::start(listener, stop)).map_err(|error| {
+        say_error(&format!(
+            "error: cannot listen on {address} for health and metrics: {error}; is something else running there?\n"
+        ));
+        UNAVAILABLE
+    })
 }
 
 /// Serves until a signal and to the end of the drain.
 pub(super) fn serve(running: Running, reloader: Option<Reloader>) -> u8 {
-    let Running { server, writer, scribe, .. } = running;
+    let Running { server, writer, scribe, operations, .. } = running;
     server.join();
     if let Some(reloader) = reloader {
         reloader.finish();
+    }
+    if let Some(operations) = operations {
+        operations.finish();
     }
     writer.finish(LAST_LINES);
     scribe.finish(LAST_LINES);

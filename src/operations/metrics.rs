@@ -1,6 +1,6 @@
 //! What the gateway counts, as Prometheus reads it.
 //!
-//! Source: OpenMetrics 1.0, <https://prometheus.io/docs/specs/om/open_metrics_spec/>. Every label's value is of the
+//! Source: `OpenMetrics` 1.0, <https://prometheus.io/docs/specs/om/open_metrics_spec/>. Every label's value is of the
 //! configuration or a word of ours, so that a stranger cannot make new series.
 
 use std::{fmt, sync::Arc, time::UNIX_EPOCH};
@@ -65,7 +65,10 @@ impl Families<'_> {
         samples: impl IntoIterator<Item = Sample<N, T>>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-        samples.into_iter().try_for_each(|(labels, value)| family.encode_family(&labels)?.encode_gauge(&value))
+        samples.into_iter().try_for_each(|(labels, value)| {
+            // Of no labels it would write the brackets.
+            if N == 0 { family.encode_gauge(&value) } else { family.encode_family(&labels)?.encode_gauge(&value) }
+        })
     }
 
     fn counters<const N: usize, T: EncodeCounterValue>(
@@ -77,7 +80,11 @@ impl Families<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
         samples.into_iter().try_for_each(|(labels, value)| {
-            family.encode_family(&labels)?.encode_counter::<NoLabelSet, T, u64>(&value, None)
+            if N == 0 {
+                family.encode_counter::<NoLabelSet, T, u64>(&value, None)
+            } else {
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, T, u64>(&value, None)
+            }
         })
     }
 
@@ -105,8 +112,14 @@ impl Collector for Process {
         let mut families = Families(encoder);
         let labels = [("version", env!("CARGO_PKG_VERSION").to_owned())];
         families.info("countersign_build", "The program that runs", &labels)?;
-        let process::Process { cpu_seconds, resident_bytes, virtual_bytes, open_descriptors, most_descriptors, threads } =
-            process::figures();
+        let process::Process {
+            cpu_seconds,
+            resident_bytes,
+            virtual_bytes,
+            open_descriptors,
+            most_descriptors,
+            threads,
+        } = process::figures();
         let one = |value: Option<u64>| value.map(|value| ([], value));
         let (seconds, bytes) = (Some(&Unit::Seconds), Some(&Unit::Bytes));
         families.counters("process_cpu", "CPU time of the process", seconds, cpu_seconds.map(|value| ([], value)))?;
@@ -138,9 +151,16 @@ impl Gateway {
         });
         families.counters("countersign_requests", "Requests, each in exactly one series", None, cases)?;
         let classes = tallies.iter().flat_map(|(route, tally)| {
-            tally.classes().map(move |(class, count)| ([("route", route.clone()), ("class", format!("{class}xx"))], count))
+            tally
+                .classes()
+                .map(move |(class, count)| ([("route", route.clone()), ("class", format!("{class}xx"))], count))
         });
-        families.counters("countersign_responses", "Answers by class of status; 4xx includes clients that left", None, classes)?;
+        families.counters(
+            "countersign_responses",
+            "Answers by class of status; 4xx includes clients that left",
+            None,
+            classes,
+        )?;
         let own = tallies.iter().filter(|(_, tally)| !tally.cases().is_empty());
         let own = own.map(|(route, tally)| ([("route", route.clone())], &tally.own_time));
         families.histograms("countersign_gateway", "Time to an answer's head, less the upstream's share", own)
@@ -148,7 +168,8 @@ impl Gateway {
 
     fn upstreams(&self, families: &mut Families<'_>) -> fmt::Result {
         let upstreams = self.house.upstreams();
-        let times = upstreams.iter().map(|upstream| ([("upstream", upstream.name().to_string())], upstream.answer_time()));
+        let times =
+            upstreams.iter().map(|upstream| ([("upstream", upstream.name().to_string())], upstream.answer_time()));
         families.histograms("countersign_upstream", "Time to the first byte of an upstream's answer", times)?;
         let figures: Vec<_> = upstreams.iter().map(|upstream| (upstream.name(), upstream.figures())).collect();
         let servers = || {
@@ -183,13 +204,18 @@ impl Gateway {
             .apps()
             .into_iter()
             .flat_map(|(app, uses)| {
-                (1..).zip(uses).map(move |(place, uses): (usize, _)| {
-                    ([("app", app.clone()), ("secret", place.to_string())], uses)
-                })
+                (1..)
+                    .zip(uses)
+                    .map(move |(place, uses): (usize, _)| ([("app", app.clone()), ("secret", place.to_string())], uses))
             })
             .collect();
         let counts = uses.iter().map(|(labels, uses)| (labels.clone(), uses.count()));
-        families.counters("countersign_secret_uses", "Signatures that the secret made, stale ones too", None, counts)?;
+        families.counters(
+            "countersign_secret_uses",
+            "Signatures that the secret made, stale ones too",
+            None,
+            counts,
+        )?;
         let last = uses.iter().filter_map(|(labels, uses)| Some((labels.clone(), uses.last()?)));
         let help = "When it last did";
         families.gauges("countersign_secret_last_use_timestamp", help, Some(&Unit::Seconds), last)
@@ -207,7 +233,12 @@ impl Gateway {
 
     fn logs(&self, families: &mut Families<'_>) -> fmt::Result {
         let dropped = self.house.dropped_lines();
-        families.counters("countersign_log_dropped", "Lines of the access log that were lost", None, [([], dropped)])?;
+        families.counters(
+            "countersign_log_dropped",
+            "Lines of the access log that were lost",
+            None,
+            [([], dropped)],
+        )?;
         let Some(audit) = self.house.audit() else { return Ok(()) };
         let sequence = audit.head().sequence;
         let written = sequence.saturating_sub(audit.began_at());

@@ -22,7 +22,8 @@ pub(super) fn figures() -> Process {
     let page = rustix::param::page_size() as u64;
     let ticks = rustix::param::clock_ticks_per_second();
     // The second field is a name in brackets, which may hold anything.
-    let fields: Vec<&str> = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
     // Numbered as in proc(5), of which the first here is the third.
     let field = |number: usize| fields.get(number.checked_sub(3)?)?.parse::<u64>().ok();
     let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);

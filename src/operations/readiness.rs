@@ -70,7 +70,11 @@ fn audit(observed: &Observed) -> Option<Part> {
     Some(if audit.refuses() {
         Part { name: "audit", state: format!("cannot be written, nobody passes; {state}"), is_ready: false }
     } else if audit.is_failing() {
-        Part { name: "audit", state: format!("cannot be written, requests are served unrecorded; {state}"), is_ready: true }
+        Part {
+            name: "audit",
+            state: format!("cannot be written, requests are served unrecorded; {state}"),
+            is_ready: true,
+        }
     } else {
         Part { name: "audit", state, is_ready: true }
     })

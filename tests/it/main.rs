@@ -23,6 +23,7 @@ mod http2;
 mod layers;
 mod limits;
 mod names;
+mod operations;
 mod policy;
 mod reload;
 mod rest;
