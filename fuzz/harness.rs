@@ -316,7 +316,7 @@ fn checked(head: &[u8], host: &str) -> Result<Framing, &'static str> {
     let known = |name: &str| ONCE.contains(&name) || name == "countersign-roles";
     if fields
         .iter()
-        .any(|(name, _)| (name.starts_with("countersign") || name.starts_with("x-forwarded")) && !known(name))
+        .any(|(name, _)| (name.starts_with("countersign-") || name.starts_with("x-forwarded-")) && !known(name))
     {
         return Err("a field that looks like the gateway's");
     }
