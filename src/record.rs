@@ -15,8 +15,11 @@ use std::{
 };
 
 mod access;
+mod sampling;
 
 pub use access::{Access, Asked, Decision};
+
+use sampling::Sampling;
 
 /// Bytes of lines that may wait for the writer.
 const WAITING_LIMIT_BYTES: usize = 8 * 1024 * 1024;
@@ -59,6 +62,7 @@ struct Told {
 struct Waiting {
     lines: Vec<u8>,
     count: u64,
+    sampling: Sampling,
     /// Lines that the writer has taken and not written yet.
     writing: u64,
     /// Why the sink last took less than it was given.
@@ -100,17 +104,23 @@ impl Log {
 
     /// Hands over `record`. Never waits.
     pub fn push(&self, record: &Access) {
-        let mut waiting = self.shared.waiting();
+        let now = Instant::now();
+        let mut guard = self.shared.waiting();
+        let waiting = &mut *guard;
+        waiting.count += waiting.sampling.end_window(now, false, &mut waiting.lines);
         let before = waiting.lines.len();
+        if !waiting.sampling.admits(record, now) {
+            return;
+        }
         if before >= WAITING_LIMIT_BYTES || record.print(&mut waiting.lines).is_err() {
             waiting.lines.truncate(before);
-            drop(waiting);
+            drop(guard);
             self.shared.lose(1);
             return;
         }
         waiting.count += 1;
         let asleep = std::mem::take(&mut waiting.writer_sleeps);
-        drop(waiting);
+        drop(guard);
         if asleep {
             self.shared.wake.notify_one();
         }
@@ -149,6 +159,13 @@ impl Writer {
         told.finished = true;
         self.shared.tell(&mut told);
         self.shared.loss.notify_one();
+    }
+}
+
+impl Waiting {
+    /// Adds the lines that say what was left out of the last window.
+    fn say_omitted(&mut self, finished: bool) {
+        self.count += self.sampling.end_window(Instant::now(), finished, &mut self.lines);
     }
 }
 
@@ -219,8 +236,19 @@ impl Shared {
         let mut waiting = self.waiting();
         while waiting.lines.is_empty() && !waiting.finished && waiting.sink.is_none() {
             waiting.writer_sleeps = true;
-            waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            waiting = match waiting.sampling.due() {
+                None => self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                Some(due) => {
+                    let patience = due.saturating_duration_since(Instant::now());
+                    let mut waiting =
+                        self.wake.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner).0;
+                    waiting.say_omitted(false);
+                    waiting
+                }
+            };
         }
+        let finished = waiting.finished;
+        waiting.say_omitted(finished);
         waiting.writer_sleeps = false;
         std::mem::swap(&mut waiting.lines, lines);
         waiting.writing = std::mem::take(&mut waiting.count);
@@ -375,6 +403,52 @@ mod tests {
             assert_eq!(lines.len() as u64 + log.dropped(), 6, "{room}");
             assert!(lines.last().unwrap().windows(6).any(|part| part == b"/after"));
         }
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_thinned_out_and_what_is_left_out_is_counted() {
+        let disk = Disk::default();
+        disk.0.lock().unwrap().1 = usize::MAX;
+        let (log, writer) = Log::start(Box::new(disk.clone())).unwrap();
+        let refused = |last: u8, reason: &'static str| Access {
+            decision: Decision::Refused,
+            reason: Some(reason),
+            client: Some(crate::headers::Client::new([192, 0, 2, last].into(), Some(5))),
+            ..record("/a")
+        };
+        let flood = 20_000_u64;
+        for _ in 0..flood {
+            log.push(&refused(1, "signature_missing"));
+        }
+        log.push(&refused(2, "signature_missing"));
+        log.push(&refused(1, "signature_mismatch"));
+        let proven = Access { account: crate::identity::AccountId::parse("acct_1").ok(), ..refused(1, "role_missing") };
+        for _ in 0..2 * sampling::MOST_LINES {
+            log.push(&proven);
+        }
+        writer.finish(Duration::from_secs(5));
+        let bytes = disk.0.lock().unwrap().0.clone();
+        let lines: Vec<serde_json::Value> = bytes
+            .split(|b| *b == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect();
+        let of = |address: &str, reason: &str| {
+            let those =
+                lines.iter().filter(|line| line["client.address"] == address && line["countersign.reason"] == reason);
+            let (told, written): (Vec<_>, Vec<_>) = those.partition(|line| !line["countersign.omitted"].is_null());
+            (written.len() as u64, told.iter().filter_map(|line| line["countersign.omitted"].as_u64()).sum::<u64>())
+        };
+        let (written, omitted) = of("192.0.2.1", "signature_missing");
+        assert_eq!((written + omitted, log.dropped()), (flood, 0));
+        assert!(written >= sampling::MOST_LINES && written < flood / 10, "{written}");
+        assert_eq!(of("192.0.2.2", "signature_missing"), (1, 0));
+        assert_eq!(of("192.0.2.1", "signature_mismatch"), (1, 0));
+        assert_eq!(
+            of("192.0.2.1", "role_missing"),
+            (2 * sampling::MOST_LINES, 0),
+            "whoever is proven is written always"
+        );
     }
 
     #[test]
