@@ -60,7 +60,7 @@ impl Sampling {
             if count.address.is_empty()
                 && let (Some(_), Some(client)) = (key.client, &access.client)
             {
-                count.address = client.text().to_str().unwrap_or_default().to_owned();
+                client.text().to_str().unwrap_or_default().clone_into(&mut count.address);
             }
         }
         is_admitted
