@@ -14,7 +14,7 @@ use std::{
 use figment::{Figment, Profile, Provider as _, value::Dict};
 use sha2::{Digest as _, Sha256};
 
-use crate::{audit, headers::Proxies, limits::Limits, route::RouteTable, server, tls, upstream::Settings};
+use crate::{acme, audit, headers::Proxies, limits::Limits, route::RouteTable, server, tls, upstream::Settings};
 
 mod app;
 mod audit_log;
@@ -25,6 +25,7 @@ mod header_edits;
 mod limits;
 mod listener;
 mod mask;
+mod obtained;
 mod origin;
 mod problem;
 mod proxies;
@@ -52,6 +53,8 @@ pub struct Config {
     pub hash: String,
     pub state_directory: PathBuf,
     pub listener: Listener,
+    /// Where the listener's own certificate is obtained; `None`: it is from files.
+    pub acme: Option<acme::Settings>,
     /// In the order in which routes refer to them.
     pub upstreams: Vec<Settings>,
     pub routes: RouteTable,
@@ -66,7 +69,10 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Listener {
     pub address: SocketAddr,
-    pub certificates: Arc<rustls::sign::CertifiedKey>,
+    /// Those of the files; under ACME the own one is that which was obtained last, or stands in until one is.
+    pub certificates: tls::Certificates,
+    /// The authorities of whose certificates a client must have one; `None`: clients need none.
+    pub client_ca: Option<Arc<rustls::RootCertStore>>,
     /// Lower-case host names; empty: any.
     pub names: Vec<String>,
     /// Whose `X-Forwarded-For` is believed.
@@ -78,7 +84,8 @@ pub struct Listener {
 impl From<Config> for server::Settings {
     fn from(config: Config) -> Self {
         Self {
-            certificate: config.listener.certificates,
+            resolver: Arc::new(tls::Resolver::new(config.listener.certificates)),
+            client_ca: config.listener.client_ca,
             names: config.listener.names,
             trusted_proxies: config.listener.trusted_proxies,
             proxy_protocol: config.listener.proxy_protocol,
@@ -221,7 +228,7 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
         None => Some(context.file("state")),
         Some(item) => item.text().map(|text| context.file(text)),
     };
-    let listener = listener::listener(&root);
+    let listener = listener::listener(&root, state_directory.as_deref());
     let apps = app::apps(&root);
     let mut upstreams = upstreams::Upstreams::read(&root);
     let limits = limits::limits(&root);
@@ -231,11 +238,13 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
     let audit = audit_log::audit_log(&root);
     version?;
     let state_directory = state_directory?;
+    let (listener, acme) = listener?;
     Some(Config {
         hash,
         audit: audit::Settings { state_directory: state_directory.clone(), ..audit? },
         state_directory,
-        listener: listener?,
+        listener,
+        acme,
         upstreams: upstreams.list,
         routes: routes.ok()?,
         limits: limits?,

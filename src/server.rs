@@ -6,9 +6,8 @@
 
 use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle};
 
-use rustls::sign::CertifiedKey;
+use rustls::RootCertStore;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -29,12 +28,14 @@ mod crowd;
 mod descriptors;
 mod door;
 mod frames;
+mod handshake;
 mod proxy;
 mod stall;
 pub mod wire;
 
 use crowd::Crowd;
 use door::{Accepted, Door};
+use handshake::Handshake;
 
 /// Connections that the system may hold before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -42,7 +43,10 @@ const BACKLOG: i32 = 4096;
 /// What a server serves.
 #[derive(Debug)]
 pub struct Settings {
-    pub certificate: Arc<CertifiedKey>,
+    /// The certificates; whoever has it may put others in their place while the server runs.
+    pub resolver: Arc<tls::Resolver>,
+    /// The authorities of whose certificates a client must have one; `None`: clients need none.
+    pub client_ca: Option<Arc<RootCertStore>>,
     /// Lower-case host names; empty: any.
     pub names: Vec<String>,
     /// Whose `X-Forwarded-For` is believed.
@@ -102,7 +106,7 @@ impl Server {
         stop: &Stop,
     ) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let tls = Arc::new(tls::server(Arc::clone(&settings.certificate)).map_err(io::Error::other)?);
+        let handshake = Handshake::new(settings.resolver, settings.client_ca).map_err(io::Error::other)?;
         let routes = Arc::new(settings.routes);
         let names: Arc<[String]> = settings.names.into();
         let trusted_proxies = Arc::new(settings.trusted_proxies);
@@ -125,12 +129,8 @@ impl Server {
         let mut threads = Vec::new();
         for (number, receiver) in receivers.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let worker = Worker {
-                receiver,
-                tls: TlsAcceptor::from(Arc::clone(&tls)),
-                stop: stop.clone(),
-                crowd: Arc::clone(&crowd),
-            };
+            let worker =
+                Worker { receiver, handshake: handshake.clone(), stop: stop.clone(), crowd: Arc::clone(&crowd) };
             let (routes, names, room, hits, shared) =
                 (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), Arc::clone(&hits), shared.clone());
             let trusted_proxies = Arc::clone(&trusted_proxies);
@@ -196,6 +196,11 @@ impl Stop {
         self.drain.cancel();
     }
 
+    /// Ends what waits for the drain.
+    pub fn draining(&self) -> CancellationToken {
+        self.drain.clone()
+    }
+
     /// Ends everything at once.
     pub fn cut(&self) {
         self.drain.cancel();
@@ -206,7 +211,7 @@ impl Stop {
 /// One thread's share of the connections.
 struct Worker {
     receiver: mpsc::UnboundedReceiver<Accepted>,
-    tls: TlsAcceptor,
+    handshake: Handshake,
     stop: Stop,
     crowd: Arc<Crowd>,
 }
@@ -217,8 +222,8 @@ impl Worker {
         let gateway = Arc::new(gateway);
         let connections = TaskTracker::new();
         while let Some(accepted) = self.receiver.recv().await {
-            let (gateway, tls, drain) = (Arc::clone(&gateway), self.tls.clone(), self.stop.drain.clone());
-            connections.spawn(connection::serve(accepted, tls, gateway, drain));
+            let (gateway, handshake, drain) = (Arc::clone(&gateway), self.handshake.clone(), self.stop.drain.clone());
+            connections.spawn(connection::serve(accepted, handshake, gateway, drain));
         }
         connections.close();
         tokio::select! {

@@ -15,6 +15,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGua
 
 use super::{FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, loaded, say_error};
 use crate::{
+    acme::{Acme, Keeper},
     audit::{Audit, Scribe},
     clock::Clock,
     config::{AccessLog, Config},
@@ -126,10 +127,11 @@ pub(super) struct Running {
     server: Server,
     writer: Writer,
     scribe: Scribe,
+    keeper: Option<Keeper>,
 }
 
 /// Watches for signals, opens the audit log, binds and starts, or tells why not and answers the exit code.
-pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) -> Result<Running, u8> {
+pub(super) fn start(mut config: Config, sink: Box<dyn Write + Send>, clock: &Clock) -> Result<Running, u8> {
     let failed = |error: io::Error| {
         say_error(&format!("error: cannot start: {error}\n"));
         SOFTWARE
@@ -138,10 +140,18 @@ pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) 
     let stop = Stop::default();
     watch_signals(&stop).map_err(failed)?;
     let (address, hash, audit) = (config.listener.address, config.hash.clone(), config.audit.clone());
+    let acme = config.acme.take();
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
     let listener = server::bind(address).map_err(|error| {
         say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
+        UNAVAILABLE
+    })?;
+    let acme = acme.map(Acme::prepare).transpose().map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        say_error(&format!(
+            "error: certificates cannot be obtained: {error}{cause}; check [acme] and `state_directory`\n"
+        ));
         UNAVAILABLE
     })?;
     let folder = audit.state_directory.clone();
@@ -154,10 +164,14 @@ pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) 
         UNAVAILABLE
     })?;
     audit.started(&hash);
-    settings.audit = Some(audit);
-    let started = Log::start(sink, hash.clone())
-        .and_then(|(log, writer)| Ok((Server::start(listener, settings, &log, clock, &stop)?, writer)));
-    let (server, writer) = match started {
+    settings.audit = Some(audit.clone());
+    let resolver = Arc::clone(&settings.resolver);
+    let started = Log::start(sink, hash.clone()).and_then(|(log, writer)| {
+        let server = Server::start(listener, settings, &log, clock, &stop)?;
+        let keep = |acme: Acme| acme.start(resolver, Some(audit), Clock::System, stop.draining());
+        Ok((server, writer, acme.map(keep).transpose()?))
+    });
+    let (server, writer, keeper) = match started {
         Ok(started) => started,
         Err(error) => {
             scribe.finish(LAST_LINES);
@@ -167,13 +181,16 @@ pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) 
     let key = scribe.public().fingerprint();
     tracing::info!(%key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
     tracing::info!(address = %server.address(), config = hash, "listening");
-    Ok(Running { server, writer, scribe })
+    Ok(Running { server, writer, scribe, keeper })
 }
 
 /// Serves until a signal and to the end of the drain.
 pub(super) fn serve(running: Running) -> u8 {
-    let Running { server, writer, scribe } = running;
+    let Running { server, writer, scribe, keeper } = running;
     server.join();
+    if let Some(keeper) = keeper {
+        keeper.join();
+    }
     writer.finish(LAST_LINES);
     scribe.finish(LAST_LINES);
     tracing::info!("stopped");

@@ -24,13 +24,14 @@ use tokio::{
     net::TcpStream,
     time::Instant,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     crowd::Guest,
     door::Accepted,
     frames::Counted,
+    handshake::Handshake,
     proxy,
     stall::Stalling,
     wire::{Checked, Refusal},
@@ -89,9 +90,9 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams
 }
 
 /// Serves a connection to its end: its own, that of the drain, or that of its place.
-pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>, drain: CancellationToken) {
+pub(super) async fn serve(accepted: Accepted, handshake: Handshake, gateway: Arc<Gateway>, drain: CancellationToken) {
     let Guest { activity, leave } = accepted.place.guest().clone();
-    let mut serving = std::pin::pin!(greet(accepted, acceptor, gateway));
+    let mut serving = std::pin::pin!(greet(accepted, handshake, gateway));
     tokio::select! {
         biased;
         () = serving.as_mut() => return,
@@ -112,7 +113,7 @@ pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, gateway: Ar
 }
 
 /// Agrees with the client on how to speak, and serves it. Who is turned away is served for a moment.
-async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>) {
+async fn greet(accepted: Accepted, handshake: Handshake, gateway: Arc<Gateway>) {
     let Accepted { stream, mut peer, mut place, is_proxied } = accepted;
     let Ok(mut stream) = stream.watched() else { return };
     let _ = stream.set_nodelay(true);
@@ -136,9 +137,13 @@ async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>)
     let is_turned_away = place.is_turned_away();
     let mut served = std::pin::pin!(async {
         // On the heap by itself, as is what follows: this task is as large as the largest of its parts together.
-        let handshake = Box::pin(async { acceptor.accept(stream).await.map(Box::new) });
+        let handshake = Box::pin(handshake.of(stream));
         let stream = match tokio::time::timeout_at(deadline, handshake).await {
-            Ok(Ok(stream)) => stream,
+            Ok(Ok(Some(stream))) => stream,
+            Ok(Ok(None)) => {
+                tracing::debug!(%peer, "answered the challenge of an ACME server");
+                return;
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "no TLS handshake");
                 return;
