@@ -59,7 +59,7 @@ async fn ask(connector: &TlsConnector, request: Request<BodyWrapper<Bytes>>) -> 
     // It ends with this request, whatever becomes of that.
     let mut connections = JoinSet::new();
     connections.spawn(connection);
-    let authority = parts.uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    let authority = parts.uri.authority().map_or("", http::uri::Authority::as_str);
     parts.headers.insert(header::HOST, HeaderValue::from_str(authority).map_err(io::Error::other)?);
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     parts.uri = target.parse::<Uri>().map_err(io::Error::other)?;

@@ -4,8 +4,10 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::{
@@ -51,14 +53,7 @@ pub(super) fn listener(root: &Section<'_>, state: Option<&Path>) -> Option<(List
         }
     };
     let more = section.item("certificates").map_or_else(|| Some(Vec::new()), |item| more(&item));
-    let client_ca = match section.item("client_ca") {
-        None => Some(None),
-        Some(item) => path(&item).and_then(|path| {
-            let authorities = tls::authorities(&path);
-            report(&item, authorities, "name a PEM file with the authority's certificates")
-                .map(|store| Some(store.into()))
-        }),
-    };
+    let client_ca = section.item("client_ca").map_or(Some(None), |item| client_ca(&item).map(Some));
     let known = |name| section.item(name).map_or_else(|| Some(Proxies::default()), |item| proxies::proxies(&item));
     let (trusted_proxies, proxy_protocol) = (known("trusted_proxies"), known("proxy_protocol"));
     let ((own, acme), more) = (own?, more?);
@@ -110,6 +105,16 @@ fn certified(certificate: Option<&Item<'_>>, key: Option<&Item<'_>>) -> Option<C
         }
         certified => report(key?, certified, "write the key that the certificate was issued for"),
     }
+}
+
+/// The authorities of whose certificates a client must have one.
+fn client_ca(item: &Item<'_>) -> Option<Arc<RootCertStore>> {
+    item.warn(
+        "browsers send no certificate with the Dashboard's calls, which fail then: this is for a proxy in front, or other \
+         programs, that have one",
+    );
+    let authorities = tls::authorities(&path(item)?);
+    report(item, authorities, "name a PEM file with the authority's certificates").map(Arc::new)
 }
 
 fn refuse_beside_acme(section: &Section<'_>) {

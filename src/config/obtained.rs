@@ -170,7 +170,7 @@ fn asked_for(acme: &Item<'_>, names: Option<&Item<'_>>) -> Option<Vec<String>> {
     let mut asked = Vec::new();
     let mut complete = true;
     for item in &items {
-        let Some(text) = item.as_text() else { return None };
+        let text = item.as_text()?;
         if text.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
             item.error(
                 "a certificate is obtained for names, not for addresses",

@@ -1,6 +1,7 @@
 //! One certificate of the listener's: its chain, its key, and what it says of itself.
 
 use std::{
+    fmt::Write as _,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -47,7 +48,7 @@ impl Certificate {
         origin: Origin,
     ) -> Result<Self, Error> {
         let leaf = chain.first().ok_or(Error::NoCertificate)?;
-        let fingerprint = Sha256::digest(leaf).iter().map(|byte| format!("{byte:02x}")).collect();
+        let fingerprint = fingerprint(leaf);
         let leaf = Leaf::read(leaf).ok_or(Error::Unclear)?;
         let key = Arc::new(certified_key(chain, key)?);
         Ok(Self { key, leaf, fingerprint, origin })
@@ -100,6 +101,14 @@ impl Certificate {
         };
         verify_server_name(&leaf, &name).is_ok()
     }
+}
+
+fn fingerprint(leaf: &[u8]) -> String {
+    let mut hex = String::with_capacity(64);
+    for byte in Sha256::digest(leaf) {
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 /// What proves to an ACME server that whoever answers for `name` holds the account whose key authorization has this digest.

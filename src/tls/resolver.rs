@@ -43,11 +43,12 @@ impl Resolver {
     /// Puts others in their place. Where both sets have an own certificate of ACME's, or what stands in for it, the one in
     /// force stays: it may be newer than what a configuration found on disk.
     pub fn replace(&self, certificates: Certificates) {
+        let certificates = Arc::new(certificates);
         self.current.rcu(|current| {
             if current.is_of_acme() && certificates.is_of_acme() {
-                certificates.with_own(Arc::clone(current.own()))
+                Arc::new(certificates.with_own(Arc::clone(current.own())))
             } else {
-                certificates.clone()
+                Arc::clone(&certificates)
             }
         });
     }

@@ -142,9 +142,9 @@ const HTTP: &str = "challenge = \"http-01\"\nhttp_address = \"127.0.0.1:0\"";
 /// The tables of a gateway that is to get a certificate for `localhost`.
 fn tables(directory: &Directory, challenge: &str, upstream: &str) -> String {
     let acme = format!(
-        "[acme]\ndirectory = \"{}\"\ndirectory_ca = {:?}\ncontact = [\"mailto:it@example.com\"]\naccept_terms = true\n{challenge}\n",
+        "[acme]\ndirectory = \"{}\"\ndirectory_ca = \"{}\"\ncontact = [\"mailto:it@example.com\"]\naccept_terms = true\n{challenge}\n",
         directory.url(),
-        directory.file("ca.pem"),
+        directory.file("ca.pem").display(),
     );
     let route = format!("[[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{upstream}\"\n");
     format!("{acme}{}", Gateway::tables(&route))

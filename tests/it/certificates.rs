@@ -114,7 +114,7 @@ pub(crate) fn shown(address: SocketAddr, sni: Option<&str>, protocols: &[&[u8]])
 }
 
 fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(certificate).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 const ROUTE: &str = "[[routes]]\npath = \"/\"\napp = \"test\"\n";
