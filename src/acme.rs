@@ -8,15 +8,18 @@
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
+    panic::AssertUnwindSafe,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, SystemTime},
 };
 
+use futures_util::FutureExt as _;
 use instant_acme::{Account, CertificateIdentifier};
 use rustls_pki_types::{CertificateDer, Der};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use crate::{
     audit::{Arrival, Audit},
@@ -40,6 +43,9 @@ pub use store::stored;
 
 /// The longest sleep: then the clock is looked at again, which may have been set.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Characters that are told of an error.
+const MOST_CHARACTERS: usize = 500;
 
 /// What is asked for, of whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +109,8 @@ pub enum Error {
     Issued(tls::Error),
     /// What the server issued is not for this name, or not valid now.
     Unfit(String),
+    /// The attempt panicked.
+    Fault,
 }
 
 /// All that can fail at start is done, and nothing is asked yet.
@@ -168,6 +176,7 @@ impl Acme {
             tokens: tokens.clone(),
             renewal: Renewal::default(),
             backoff: Backoff::new(self.settings.patience),
+            unkept: None,
             settings: self.settings,
         };
         let listener = self.listener;
@@ -229,22 +238,32 @@ struct Keeping {
     tokens: http01::Tokens,
     renewal: Renewal,
     backoff: Backoff,
+    /// A certificate in force that is not on disk yet: its key, then its chain.
+    unkept: Option<Zeroizing<String>>,
 }
 
 impl Keeping {
     async fn run(mut self) {
         loop {
-            let mut until = self.next().await;
-            if until <= self.clock.now() {
-                match self.obtain().await {
-                    Ok(()) => continue,
-                    Err(error) => until = self.failed(&error),
-                }
-            }
+            // A fault of ours costs an attempt, not all those to come.
+            let turn = AssertUnwindSafe(self.turn()).catch_unwind().await;
+            let until = turn.unwrap_or(Err(Error::Fault)).unwrap_or_else(|error| self.failed(&error));
             self.status.report().next_try = Some(until);
             let wait = until.duration_since(self.clock.now()).unwrap_or_default();
             tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
         }
+    }
+
+    /// Obtains a certificate if it is time to; when it is time next.
+    async fn turn(&mut self) -> Result<SystemTime, Error> {
+        self.keep();
+        let due = self.next().await;
+        if due > self.clock.now() {
+            return Ok(due);
+        }
+        self.obtain().await?;
+        self.keep();
+        Ok(self.next().await)
     }
 
     /// When a certificate is to be asked for.
@@ -280,7 +299,7 @@ impl Keeping {
         account.renewal_info(identifier).await.map_err(Error::Server)
     }
 
-    /// Obtains a certificate, keeps it, and puts it in force.
+    /// Obtains a certificate and puts it in force.
     async fn obtain(&mut self) -> Result<(), Error> {
         let before = Arc::clone(self.resolver.current().own());
         let is_first = before.origin() != Origin::Acme || before.leaf().names.is_empty();
@@ -298,7 +317,6 @@ impl Keeping {
             }
             ordered => ordered?,
         };
-        self.store.keep(&pem)?;
         let renews = !is_first && self.settings.names.iter().all(|name| before.covers(name));
         let arrival = if renews { Arrival::Renewed } else { Arrival::Obtained };
         let not_after = schedule::time(certificate.leaf().not_after);
@@ -316,7 +334,22 @@ impl Keeping {
         self.backoff.succeeded();
         self.renewal = Renewal::of_new(self.clock.now(), self.settings.patience.first);
         *self.status.report() = Report::default();
+        self.unkept = Some(pem);
         Ok(())
+    }
+
+    /// Keeps what was obtained. Where that fails it is in force all the same, for authorities bound how many they issue.
+    fn keep(&mut self) {
+        let Some(pem) = self.unkept.take() else { return };
+        let kept = self.store.keep(&pem);
+        self.status.report().last_error = kept.as_ref().err().map(|error| told(error));
+        if let Err(error) = kept {
+            tracing::error!(
+                error = told(&error),
+                "the certificate is in force, but could not be kept: it is tried again"
+            );
+            self.unkept = Some(pem);
+        }
     }
 
     /// Tells of a failure; when it is tried again.
@@ -370,7 +403,7 @@ fn identifier(certificate: &Certificate) -> Option<CertificateIdentifier<'static
     Some(CertificateIdentifier::new(Der::from_slice(authority), Der::from_slice(&leaf.serial)).into_owned())
 }
 
-/// An error with its causes.
+/// An error with its causes, as far as a line goes: servers may have much to say.
 fn told(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -381,7 +414,10 @@ fn told(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text
+    match text.char_indices().nth(MOST_CHARACTERS) {
+        None => text,
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+    }
 }
 
 impl Error {
@@ -406,6 +442,7 @@ impl fmt::Display for Error {
             Self::Request => f.write_str("no key or request could be made"),
             Self::Issued(_) => f.write_str("the certificate that was issued"),
             Self::Unfit(why) => write!(f, "the certificate that was issued {why}"),
+            Self::Fault => f.write_str("a fault of this program"),
         }
     }
 }
@@ -416,7 +453,7 @@ impl std::error::Error for Error {
             Self::Store(_, error) | Self::Listen(_, error) => Some(error),
             Self::Trust(error) | Self::Issued(error) => Some(error),
             Self::Server(error) => Some(error),
-            Self::Refused(_) | Self::NoChallenge(_) | Self::Request | Self::Unfit(_) => None,
+            Self::Refused(_) | Self::NoChallenge(_) | Self::Request | Self::Unfit(_) | Self::Fault => None,
         }
     }
 }

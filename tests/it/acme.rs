@@ -319,6 +319,23 @@ fn a_restart_serves_what_was_kept_and_asks_for_nothing() {
 }
 
 #[test]
+fn a_certificate_that_cannot_be_kept_is_served_all_the_same() {
+    if is_left_out() {
+        return;
+    }
+    let (directory, upstream) = (Directory::new(), Upstream::ok());
+    let mut kept = Kept::new(&directory, TLS_ALPN, &upstream);
+    let _pebble = kept.run(&directory, YEAR);
+    // Something is in the way that a file cannot be put in place of.
+    let path = kept.gateway.folder.path().join("state/acme/certificate.pem");
+    fs::create_dir_all(path.join("in the way")).unwrap();
+    kept.start();
+    eventually("a certificate is obtained", || !kept.resolver.is_standing_in());
+    eventually("it is told", || kept.last_error().is_some_and(|error| error.contains("certificate.pem")));
+    assert_eq!(kept.fingerprint(), kept.resolver.current().own().fingerprint());
+}
+
+#[test]
 fn an_account_that_the_server_has_forgotten_is_made_anew() {
     if is_left_out() {
         return;
