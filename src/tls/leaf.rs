@@ -72,8 +72,10 @@ impl Leaf {
             let (mut names, _) = element(value, SEQUENCE)?;
             while let [tag, ..] = names {
                 let (name, rest) = element(names, *tag)?;
-                if *tag == DNS_NAME {
-                    self.names.push(std::str::from_utf8(name).ok()?.to_ascii_lowercase());
+                if *tag == DNS_NAME
+                    && let Ok(name) = std::str::from_utf8(name)
+                {
+                    self.names.push(name.to_ascii_lowercase());
                 }
                 names = rest;
             }

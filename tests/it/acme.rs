@@ -78,6 +78,11 @@ impl Directory {
 
     /// The server, which validates names at these ports and issues certificates for so many seconds.
     fn run(&self, http: u16, tls: u16, seconds: u64) -> Pebble {
+        self.run_with(http, tls, seconds, None)
+    }
+
+    /// The same, with a DNS server that every name is looked up at.
+    fn run_with(&self, http: u16, tls: u16, seconds: u64, dns: Option<u16>) -> Pebble {
         let management = free_port();
         let config = json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{}", self.port),
@@ -94,6 +99,7 @@ impl Directory {
         let child = Command::new("/usr/bin/pebble")
             .args(["-strict", "-config"])
             .arg(self.file("pebble.json"))
+            .args(dns.map(|port| ["-dnsserver".to_owned(), format!("127.0.0.1:{port}")]).into_iter().flatten())
             .env("PEBBLE_VA_NOSLEEP", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -104,6 +110,37 @@ impl Directory {
         wait_for(self.port);
         wait_for(management);
         pebble
+    }
+}
+
+/// A DNS server to which every name is this machine.
+struct Names {
+    child: Child,
+    port: u16,
+}
+
+impl Names {
+    fn run() -> Self {
+        let (port, management) = (free_port(), free_port());
+        let child = Command::new("/usr/bin/pebble-challtestsrv")
+            .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", ""])
+            .args(["-dns01", &format!("127.0.0.1:{port}"), "-management", &format!("127.0.0.1:{management}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let names = Self { child, port };
+        // It answers over TCP too.
+        wait_for(port);
+        names
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -171,7 +208,18 @@ impl Kept {
 
     /// The same with what is in `folder`.
     fn of(folder: tempfile::TempDir, directory: &Directory, challenge: &str, upstream: &Upstream) -> Self {
-        let mut config = load(folder.path(), NAME, &tables(directory, challenge, &upstream.origin()));
+        Self::for_names(NAME, folder, directory, challenge, upstream)
+    }
+
+    /// The same for other names.
+    fn for_names(
+        names: &str,
+        folder: tempfile::TempDir,
+        directory: &Directory,
+        challenge: &str,
+        upstream: &Upstream,
+    ) -> Self {
+        let mut config = load(folder.path(), names, &tables(directory, challenge, &upstream.origin()));
         let mut acme = config.acme.take().unwrap();
         acme.patience = Patience { first: Duration::from_millis(200), longest: Duration::from_secs(1) };
         let settings = server::Settings { workers: Some(1), ..config.into() };
@@ -182,8 +230,12 @@ impl Kept {
     }
 
     fn run(&self, directory: &Directory, seconds: u64) -> Pebble {
+        self.run_with(directory, seconds, None)
+    }
+
+    fn run_with(&self, directory: &Directory, seconds: u64, dns: Option<u16>) -> Pebble {
         let http = self.acme.as_ref().and_then(Acme::address).map_or_else(free_port, |address| address.port());
-        directory.run(http, self.gateway.address.port(), seconds)
+        directory.run_with(http, self.gateway.address.port(), seconds, dns)
     }
 
     fn start(&mut self) -> &Keeper {
@@ -269,6 +321,35 @@ fn a_name_is_validated_over_http_and_the_certificate_put_in_force() {
     eventually("a certificate is obtained", || !kept.resolver.is_standing_in());
     eventually("the status tells", || kept.keeper.as_ref().unwrap().status().read().next_try.is_some());
     assert_issued(&kept, &pebble.root(&directory));
+}
+
+#[test]
+fn one_certificate_has_all_names_and_stays_in_force_while_one_with_more_is_asked_for() {
+    if is_left_out() {
+        return;
+    }
+    let (directory, upstream, dns) = (Directory::new(), Upstream::ok(), Names::run());
+    for (challenge, more) in [(TLS_ALPN, "a.test"), (HTTP, "b.test")] {
+        let folder = tempfile::tempdir().unwrap();
+        write_files(folder.path(), SECRET);
+        let mut kept =
+            Kept::for_names("names = [\"one.test\", \"Two.test\"]", folder, &directory, challenge, &upstream);
+        let pebble = kept.run_with(&directory, YEAR, Some(dns.port));
+        kept.start();
+        eventually("a certificate is obtained", || !kept.resolver.is_standing_in());
+        let first = Arc::clone(kept.resolver.current().own());
+        let mut names = first.names().to_owned();
+        names.sort();
+        assert_eq!(names, ["one.test", "two.test"]);
+        drop(pebble);
+
+        let names = format!("names = [\"one.test\", \"two.test\", \"{more}\"]");
+        let mut again = Kept::for_names(&names, kept.end(), &directory, challenge, &upstream);
+        assert_eq!(again.fingerprint(), first.fingerprint());
+        let status = again.start().status();
+        eventually("one with more is asked for", || status.read().last_error.is_some());
+        assert_eq!(again.fingerprint(), first.fingerprint());
+    }
 }
 
 #[test]
