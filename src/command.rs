@@ -13,6 +13,7 @@ mod audit;
 pub mod check;
 mod dev;
 mod explain;
+mod health;
 mod manifest;
 mod run;
 mod sign;
@@ -63,6 +64,12 @@ enum Command {
     Sign(Box<sign::Options>),
     /// Reads a captured request (raw HTTP, curl line or HAR file) and says whether the gateway would take it, and why not.
     Explain(explain::Options),
+    /// Asks the gateway that runs with a configuration whether it is ready.
+    Health {
+        /// The configuration, found as `run` finds it.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
     /// Looks at the audit log.
     #[command(subcommand)]
     Audit(audit::Task),
@@ -105,6 +112,7 @@ pub fn main() -> u8 {
         }
         Command::Sign(options) => sign::run(&options),
         Command::Explain(options) => explain::run(&options),
+        Command::Health { config } => health::run(config),
         Command::Audit(task) => audit::run(&task),
         Command::Manifest { config } => manifest::run(config),
     }

@@ -17,6 +17,7 @@ pub mod limits;
 pub mod path;
 pub mod secret;
 pub mod signature;
+pub mod tally;
 
 // Rules: decisions over values.
 pub mod auth;
@@ -41,4 +42,6 @@ pub mod rejection;
 pub mod gateway;
 pub mod server;
 pub mod config;
+pub mod reload;
+pub mod operations;
 pub mod command;

@@ -57,6 +57,8 @@ pub const KEYS: &[Key] = &[
     key("listener.trusted_proxies", Texts, Value("[]")),
     key("listener.proxy_protocol", Texts, Value("[]")),
     key("listener.names", Texts, Value("[]")),
+    key("operations", Table, Nothing),
+    key("operations.address", Text, Required),
     key("acme", Table, Nothing),
     key("acme.directory", Text, Value("\"https://acme-v02.api.letsencrypt.org/directory\"")),
     key("acme.contact", Texts, Nothing),
@@ -161,7 +163,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys that belong to parts of the design which this version does not have.
-pub(super) const LATER: &[&str] = &["operations", "inbox", "webhooks", "rate", "replay"];
+pub(super) const LATER: &[&str] = &["inbox", "webhooks", "rate", "replay"];
 
 /// The names that may stand in the table `path`, empty for the document itself.
 pub(super) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {

@@ -646,10 +646,10 @@ fn the_program_obtains_a_certificate_records_it_and_ends_with_the_drain() {
     let (directory, upstream) = (Directory::new(), Upstream::ok());
     let folder = tempfile::tempdir().unwrap();
     write_files(folder.path(), SECRET);
-    let port = free_port();
+    let (port, operations) = (free_port(), free_port());
     let path = folder.path().join("countersign.toml");
     let text = format!(
-        "version = 1\n[listener]\naddress = \"127.0.0.1:{port}\"\n{NAME}\n{}",
+        "version = 1\n[listener]\naddress = \"127.0.0.1:{port}\"\n{NAME}\n[operations]\naddress = \"127.0.0.1:{operations}\"\n{}",
         tables(&directory, TLS_ALPN, &upstream.origin())
     );
     fs::write(&path, text).unwrap();
@@ -659,9 +659,25 @@ fn the_program_obtains_a_certificate_records_it_and_ends_with_the_drain() {
         String::from_utf8(ran.stdout).unwrap()
     };
     assert!(checked(&[]).contains("\nlocalhost    ACME, none yet  -"), "{}", checked(&[]));
-    let pebble = directory.run(free_port(), port, YEAR);
+    let readiness = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", operations)).unwrap();
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
     let mut command = countersign();
     command.arg("run").arg("--config").arg(&path).stdout(Stdio::null()).stderr(Stdio::piped());
+    let running = Running(command.spawn().unwrap());
+    wait_for(port);
+    eventually("it says that there is no certificate yet", || {
+        let answer = readiness();
+        answer.starts_with("HTTP/1.1 503")
+            && answer.contains("\ncertificate: none yet, a self-signed one stands in since")
+    });
+    // The first attempt has failed, and the next is a minute away: a restart tries at once.
+    running.drained();
+    let pebble = directory.run(free_port(), port, YEAR);
     let running = Running(command.spawn().unwrap());
     wait_for(port);
     let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -676,6 +692,16 @@ fn the_program_obtains_a_certificate_records_it_and_ends_with_the_drain() {
         shown(address, Some("localhost"), &[b"http/1.1"]).unwrap() == listed["fingerprint"].as_str().unwrap()
     });
     assert!(root.exists());
+    eventually("it is ready", || readiness().starts_with("HTTP/1.1 200"));
+    assert!(readiness().contains("\ncertificate: valid until "), "{}", readiness());
+
+    // Another name takes a restart, and the old configuration stays; what else changes does not touch the certificate.
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("names = [\"localhost\"]", "names = [\"localhost\", \"b.test\"]")).unwrap();
+    eventually("the change is refused", || readiness().contains("config: refused"));
+    fs::write(&path, format!("{text}\n# changed\n")).unwrap();
+    eventually("the change is taken", || !readiness().contains("config: refused"));
+    assert_eq!(shown(address, Some("localhost"), &[]).unwrap(), listed["fingerprint"].as_str().unwrap());
     let said = running.drained();
     assert!(said.contains("certificate obtained"), "{said}");
 

@@ -107,6 +107,7 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
         websocket: false,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        tally: arc_swap::ArcSwap::default(),
     };
     let origin = upstream::Origin {
         protocol: upstream::Protocol::Http,
@@ -117,6 +118,7 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
     let key = tls::private_key(&files.join("key.pem")).unwrap();
     let certificate = tls::Certificate::new(chain, key, tls::Origin::Files).unwrap();
     Settings {
+        config: "vector".into(),
         resolver: Arc::new(tls::Resolver::new(tls::Certificates::new(certificate, Vec::new()))),
         client_ca: None,
         names: vec!["gw.example.com".into()],
