@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
 use crate::{json::print_text, record::Access};
 
 pub mod chain;
@@ -75,6 +77,15 @@ pub enum Kind {
     Checkpoint,
 }
 
+/// How a certificate came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// There was none before, or one for other names.
+    Obtained,
+    /// In place of one for the same names.
+    Renewed,
+}
+
 /// Takes records. All who decide have one, and all of them the same.
 #[derive(Clone, Debug)]
 pub struct Audit(Arc<Shared>);
@@ -133,6 +144,16 @@ impl Kind {
     }
 }
 
+impl Arrival {
+    /// The word in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Obtained => "obtained",
+            Self::Renewed => "renewed",
+        }
+    }
+}
+
 impl Audit {
     /// Opens the log, continues its chain, and starts the writer.
     ///
@@ -160,6 +181,24 @@ impl Audit {
         let _ = self.push(Kind::Start, |out| {
             member(out, "version", env!("CARGO_PKG_VERSION"));
             member(out, "config", config);
+        });
+    }
+
+    /// Records that a certificate was put in force: its names, SHA-256 in hex, and the last moment at which it is valid.
+    pub fn certificate(&self, names: &[String], fingerprint: &str, not_after: SystemTime, arrival: Arrival) {
+        let _ = self.push(Kind::Certificate, |out| {
+            out.extend_from_slice(b",\"names\":[");
+            for (place, name) in names.iter().enumerate() {
+                if place > 0 {
+                    out.push(b',');
+                }
+                print_text(name, out);
+            }
+            out.extend_from_slice(b"],\"not_after\":\"");
+            let _ = OffsetDateTime::from(not_after).format_into(out, &Rfc3339);
+            out.push(b'"');
+            member(out, "fingerprint", fingerprint);
+            member(out, "event", arrival.as_str());
         });
     }
 

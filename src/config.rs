@@ -15,7 +15,7 @@ use std::{
 use figment::{Figment, Profile, Provider as _, value::Dict};
 use sha2::{Digest as _, Sha256};
 
-use crate::{audit, headers::Proxies, limits::Limits, route::RouteTable, server, tls, upstream::Settings};
+use crate::{acme, audit, headers::Proxies, limits::Limits, route::RouteTable, server, tls, upstream::Settings};
 
 mod app;
 mod audit_log;
@@ -26,6 +26,7 @@ mod header_edits;
 mod limits;
 mod listener;
 mod mask;
+mod obtained;
 mod operations;
 mod origin;
 mod outline;
@@ -58,6 +59,8 @@ pub struct Config {
     pub outline: Outline,
     pub state_directory: PathBuf,
     pub listener: Listener,
+    /// Where the listener's own certificate is obtained; `None`: it is from files.
+    pub acme: Option<acme::Settings>,
     /// Where health and metrics are told; `None`: nowhere.
     pub operations: Option<SocketAddr>,
     /// In the order in which routes refer to them.
@@ -74,7 +77,10 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Listener {
     pub address: SocketAddr,
-    pub certificates: Arc<rustls::sign::CertifiedKey>,
+    /// Those of the files; under ACME the own one is that which was obtained last, or stands in until one is.
+    pub certificates: tls::Certificates,
+    /// The authorities of whose certificates a client must have one; `None`: clients need none.
+    pub client_ca: Option<Arc<rustls::RootCertStore>>,
     /// Lower-case host names; empty: any.
     pub names: Vec<String>,
     /// Whose `X-Forwarded-For` is believed.
@@ -86,8 +92,9 @@ pub struct Listener {
 impl From<Config> for server::Settings {
     fn from(config: Config) -> Self {
         Self {
+            resolver: Arc::new(tls::Resolver::new(config.listener.certificates)),
+            client_ca: config.listener.client_ca,
             config: config.hash.into(),
-            certificate: config.listener.certificates,
             names: config.listener.names,
             trusted_proxies: config.listener.trusted_proxies,
             proxy_protocol: config.listener.proxy_protocol,
@@ -271,8 +278,8 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
         None => Some(context.file("state")),
         Some(item) => item.text().map(|text| context.file(text)),
     };
-    let listener = listener::listener(&root);
-    let operations = operations::operations(&root, listener.as_ref().map(|listener| listener.address));
+    let listener = listener::listener(&root, state_directory.as_deref());
+    let operations = operations::operations(&root, listener.as_ref().map(|(listener, _)| listener.address));
     let apps = app::apps(&root);
     let mut upstreams = upstreams::Upstreams::read(&root);
     let limits = limits::limits(&root);
@@ -282,12 +289,14 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
     let audit = audit_log::audit_log(&root);
     version?;
     let state_directory = state_directory?;
+    let (listener, acme) = listener?;
     Some(Config {
         hash,
         outline: Outline::of(merged),
         audit: audit::Settings { state_directory: state_directory.clone(), ..audit? },
         state_directory,
-        listener: listener?,
+        listener,
+        acme,
         operations: operations?,
         upstreams: upstreams.list,
         routes: routes.ok()?,

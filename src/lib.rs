@@ -30,9 +30,11 @@ pub mod headers;
 pub mod body;
 pub mod clock;
 pub mod io;
+pub mod files;
 pub mod record;
 pub mod audit;
 pub mod tls;
+pub mod acme;
 pub mod upstream;
 
 // Assembly.

@@ -21,6 +21,7 @@ use tokio::{net, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    acme,
     reload::Status,
     server::{House, Stop},
 };
@@ -42,6 +43,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Observed {
     pub house: Arc<House>,
     pub status: Arc<Status>,
+    /// How obtaining the certificate goes; `None`: it is from files.
+    pub acme: Option<acme::Status>,
 }
 
 /// The listener's thread.

@@ -12,9 +12,8 @@ use std::{
     time::SystemTime,
 };
 
-use sha2::{Digest as _, Sha256};
-
 use crate::{
+    acme,
     audit::Audit,
     clock::unix_seconds,
     config::{self, AccessLog, Change, Config, Environment, How, Outline, Scrutiny, SourceKind, Sources, Warning},
@@ -60,6 +59,7 @@ pub struct InForce {
     address: SocketAddr,
     operations: Option<SocketAddr>,
     state_directory: PathBuf,
+    acme: Option<acme::Settings>,
     access_log: AccessLog,
     outline: Outline,
     sources: Sources,
@@ -96,6 +96,7 @@ impl InForce {
             address: config.listener.address,
             operations: config.operations,
             state_directory: config.state_directory.clone(),
+            acme: config.acme.clone(),
             access_log: config.access_log.clone(),
             outline: std::mem::take(&mut config.outline),
             sources,
@@ -222,7 +223,7 @@ impl Work {
         let exchanged = before.sources.exchanged(sources);
         let in_force = InForce::of(&mut config, sources.clone());
         let audit = config.audit.clone();
-        let fingerprint = fingerprint(&config);
+        let fingerprint = config.listener.certificates.own().fingerprint().to_owned();
         let mut settings = server::Settings::from(config);
         settings.fit_descriptors();
         let failed = |error: io::Error| Refusal::one(format!("it cannot be put in force: {error}"));
@@ -271,6 +272,7 @@ impl Work {
             ("listener.address", config.listener.address == before.address),
             ("operations.address", config.operations == before.operations),
             ("state_directory", config.state_directory == before.state_directory),
+            ("acme` with `listener.names", config.acme == before.acme),
         ];
         let reasons: Vec<_> = fixed
             .into_iter()
@@ -309,14 +311,4 @@ impl Refusal {
     fn one(reason: String) -> Self {
         Self { text: reason.clone(), reasons: vec![reason] }
     }
-}
-
-/// Of the listener's certificate.
-fn fingerprint(config: &Config) -> String {
-    use std::fmt::Write as _;
-    let leaf = config.listener.certificates.cert.first().map(Sha256::digest);
-    leaf.unwrap_or_default().iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -6,7 +6,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle};
 
-use rustls::sign::CertifiedKey;
+use rustls::RootCertStore;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -17,7 +17,7 @@ use crate::{
     limits::{Limit, Limits},
     record::Log,
     route::RouteTable,
-    upstream,
+    tls, upstream,
 };
 
 mod connection;
@@ -25,6 +25,7 @@ mod crowd;
 mod descriptors;
 mod door;
 mod frames;
+mod handshake;
 mod house;
 mod proxy;
 mod stall;
@@ -42,9 +43,12 @@ const BACKLOG: i32 = 4096;
 /// What a server serves.
 #[derive(Debug)]
 pub struct Settings {
+    /// The certificates; whoever has it may put others in their place while the server runs.
+    pub resolver: Arc<tls::Resolver>,
+    /// The authorities of whose certificates a client must have one; `None`: clients need none.
+    pub client_ca: Option<Arc<RootCertStore>>,
     /// The hash of the configuration that these come from.
     pub config: Arc<str>,
-    pub certificate: Arc<CertifiedKey>,
     /// Lower-case host names; empty: any.
     pub names: Vec<String>,
     /// Whose `X-Forwarded-For` is believed.
@@ -157,6 +161,11 @@ impl Stop {
         self.drain.cancel();
     }
 
+    /// Ends what waits for the drain.
+    pub fn draining(&self) -> CancellationToken {
+        self.drain.clone()
+    }
+
     /// Whether that has begun.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
@@ -182,8 +191,8 @@ impl Worker {
         let Some(desk) = self.house.desk(self.number) else { return };
         let connections = TaskTracker::new();
         while let Some(accepted) = self.receiver.recv().await {
-            let (desk, tls, drain) = (Arc::clone(&desk), self.house.tls(), self.stop.drain.clone());
-            connections.spawn(connection::serve(accepted, tls, desk, drain));
+            let (desk, handshake, drain) = (Arc::clone(&desk), self.house.handshake(), self.stop.drain.clone());
+            connections.spawn(connection::serve(accepted, handshake, desk, drain));
         }
         connections.close();
         let gateway = desk.gateway.load_full();

@@ -2,13 +2,30 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, sign::CertifiedKey};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    sign::CertifiedKey,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+mod certificate;
+mod certificates;
+mod leaf;
+mod resolver;
+
+pub use certificate::{Certificate, Origin, challenge};
+pub use certificates::{Certificates, Expiry};
+pub use leaf::Leaf;
+pub use resolver::{Presented, Resolver, is_challenge};
 
 /// HTTP/2 as ALPN names it.
 pub const H2: &[u8] = b"h2";
 /// HTTP/1.1 as ALPN names it.
 pub const HTTP_1_1: &[u8] = b"http/1.1";
+/// What an ACME server speaks that validates a name (RFC 8737, section 4).
+pub const ACME_TLS: &[u8] = b"acme-tls/1";
 
 /// Why a certificate, key or authority cannot be used. The file's path is the caller's to say.
 #[derive(Debug)]
@@ -20,6 +37,8 @@ pub enum Error {
     Syntax,
     /// The key is not the one of the certificate.
     Mismatch,
+    /// It is PEM, but no certificate that is understood.
+    Unclear,
     Unusable(rustls::Error),
     NoRoots,
 }
@@ -60,27 +79,71 @@ pub fn certified_key(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'st
     })
 }
 
-/// The listener's side: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN, resumption by tickets.
+/// Reads the certificates of authorities.
 ///
 /// # Errors
-/// [`Error::Unusable`] if the cryptography cannot be set up.
-pub fn server(certified: Arc<CertifiedKey>) -> Result<ServerConfig, Error> {
-    let resolver = rustls::sign::SingleCertAndKey::from(certified);
+/// Those of [`certificates`]; [`Error::Unclear`] if one of them is none, for what was meant must not be guessed.
+pub fn authorities(path: &Path) -> Result<RootCertStore, Error> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        store.add(certificate).map_err(|_| Error::Unclear)?;
+    }
+    Ok(store)
+}
+
+/// The listener's side: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN, resumption by tickets.
+///
+/// With `client_ca` a client must prove itself with a certificate of one of these authorities, and sessions are not
+/// resumed: a resumed one is not asked again, and would outlive the certificate by which it began.
+///
+/// # Errors
+/// [`Error::Unusable`] if the cryptography cannot be set up; [`Error::NoRoots`] for no authority.
+pub fn server(resolver: Arc<Resolver>, client_ca: Option<Arc<RootCertStore>>) -> Result<ServerConfig, Error> {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     // As strong as anything asks for, and a quarter of a handshake's arithmetic less than with SHA-384.
     let cheapest = rustls::CipherSuite::TLS13_AES_128_GCM_SHA256;
     provider.cipher_suites.sort_by_key(|suite| suite.suite() != cheapest);
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+    let provider = Arc::new(provider);
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Unusable)?;
+    let is_resumed = client_ca.is_none();
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|_| Error::NoRoots)?)
+        }
+    };
+    let mut config = builder.with_cert_resolver(resolver);
+    config.alpn_protocols = vec![H2.to_vec(), HTTP_1_1.to_vec()];
+    config.ignore_client_order = true;
+    config.max_early_data_size = 0;
+    if is_resumed {
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(Error::Unusable)?;
+        // Each is sealed and sent in every full handshake, and a resumed connection brings the next.
+        config.send_tls13_tickets = 1;
+    } else {
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
+    Ok(config)
+}
+
+/// What answers an ACME server that validates a name: the challenge's certificate and protocol, and no other. Whoever
+/// asks for a name that is not being validated is refused.
+///
+/// # Errors
+/// [`Error::Unusable`] if the cryptography cannot be set up.
+pub fn challenges(resolver: Arc<Resolver>) -> Result<ServerConfig, Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(Error::Unusable)?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(resolver));
-    config.alpn_protocols = vec![H2.to_vec(), HTTP_1_1.to_vec()];
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(Error::Unusable)?;
-    config.ignore_client_order = true;
-    config.max_early_data_size = 0;
-    // Each is sealed and sent in every full handshake, and a resumed connection brings the next.
-    config.send_tls13_tickets = 1;
+        .with_cert_resolver(Arc::new(resolver::Challenges(resolver)));
+    config.alpn_protocols = vec![ACME_TLS.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 
@@ -123,6 +186,7 @@ impl fmt::Display for Error {
             Self::EncryptedKey => f.write_str("holds a private key that is encrypted; store it without a passphrase"),
             Self::Syntax => f.write_str("is not valid PEM"),
             Self::Mismatch => f.write_str("is not the private key of the certificate"),
+            Self::Unclear => f.write_str("holds what is no certificate of a known form"),
             Self::Unusable(_) => f.write_str("cannot be used"),
             Self::NoRoots => f.write_str("holds no usable root certificate"),
         }
@@ -147,6 +211,7 @@ impl std::error::Error for Error {
             | Self::EncryptedKey
             | Self::Syntax
             | Self::Mismatch
+            | Self::Unclear
             | Self::NoRoots => None,
         }
     }

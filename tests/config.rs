@@ -57,12 +57,16 @@ signed = "body"
 "#;
 
 /// Certificates are costly to make and alike for all tests: one pair and one for a foreign key.
-static PEMS: LazyLock<[(String, String); 2]> = LazyLock::new(|| [pem(2020, 2090), pem(2020, 2021)]);
+static PEMS: LazyLock<[(String, String); 2]> = LazyLock::new(|| [pem(GATEWAY, 2090), pem(GATEWAY, 2021)]);
+static OTHER: LazyLock<(String, String)> = LazyLock::new(|| pem(&["other.example.com", "*.apps.example.com"], 2090));
 
-fn pem(from: i32, until: i32) -> (String, String) {
+const GATEWAY: &[&str] = &["gateway.example.com"];
+
+fn pem(names: &[&str], until: i32) -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(["gateway.example.com".to_owned()]).unwrap();
-    params.not_before = rcgen::date_time_ymd(from, 1, 1);
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(names).unwrap();
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(until, 1, 1);
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
@@ -74,10 +78,13 @@ impl Folder {
     fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         let [(certificate, key), (old, foreign)] = &*PEMS;
-        for name in ["gateway", "client", "internal-ca"] {
+        for name in ["gateway", "client", "internal-ca", "clients-ca"] {
             folder.put(&format!("certs/{name}.pem"), certificate);
             folder.put(&format!("certs/{name}.key"), key);
         }
+        let (other, other_key) = &*OTHER;
+        folder.put("certs/other.pem", other);
+        folder.put("certs/other.key", other_key);
         folder.put("certs/old.pem", old);
         folder.put("certs/foreign.key", foreign);
         folder.put("secrets/shipping.absec", SECRET);

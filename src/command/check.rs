@@ -1,4 +1,4 @@
-//! `countersign check`: loads as `run` does, shows the routes and names the risks.
+//! `countersign check`: loads as `run` does, shows the routes and certificates, and names the risks.
 
 use std::{
     collections::HashSet,
@@ -8,11 +8,14 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
+    clock::unix_seconds,
     config::{self, Config, Environment, Errors, Problem, Scrutiny, Warning, masked},
     policy::{Accounts, Demand},
     route::{Pattern, Route},
+    tls::{Certificate, Origin},
 };
 
 /// The configuration can be used.
@@ -27,7 +30,7 @@ pub enum Format {
     Json,
 }
 
-/// Checks the configuration at `config_path`: a table of routes and the warnings on `out`, or all errors on `err`;
+/// Checks the configuration at `config_path`: tables of routes and certificates and the warnings on `out`, or all errors on `err`;
 /// errors as JSON are an answer too and go to `out`. Answers the exit code. With `strict` the names of upstreams must resolve. Nobody reading is no mistake.
 pub fn run(
     config_path: &Path,
@@ -38,7 +41,8 @@ pub fn run(
     err: &mut dyn Write,
 ) -> u8 {
     let scrutiny = if strict { Scrutiny::Names } else { Scrutiny::Files };
-    let config = match config::load(config_path, environment, SystemTime::now(), scrutiny) {
+    let now = SystemTime::now();
+    let config = match config::load(config_path, environment, now, scrutiny) {
         Ok(config) => config,
         Err(errors) => {
             // Where nobody reads, the exit code still tells.
@@ -50,31 +54,21 @@ pub fn run(
         }
     };
     let written = match format {
-        Format::Text => text(&config, config_path, out),
-        Format::Json => writeln!(out, "{}", json(&config)),
+        Format::Text => text(&config, config_path, now, out),
+        Format::Json => writeln!(out, "{}", json(&config, now)),
     };
     let _ = written.and_then(|()| out.flush());
     FINE
 }
 
-fn text(config: &Config, path: &Path, out: &mut dyn Write) -> io::Result<()> {
-    use std::fmt::Write as _;
-    const HEAD: [&str; 8] = ["PATH", "METHODS", "APP", "ACCOUNTS", "WHO", "SIGNED", "UPSTREAM", "UPSTREAM PATH"];
-    let mut rows = vec![HEAD.map(str::to_owned)];
-    rows.extend(config.routes.iter().map(|route| row(config, route)));
-    let mut widths = [0; HEAD.len()];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        writeln!(out, "{}", line.trim_end())?;
-    }
+fn text(config: &Config, path: &Path, now: SystemTime, out: &mut dyn Write) -> io::Result<()> {
+    const ROUTES: [&str; 8] = ["PATH", "METHODS", "APP", "ACCOUNTS", "WHO", "SIGNED", "UPSTREAM", "UPSTREAM PATH"];
+    const CERTIFICATES: [&str; 4] = ["CERTIFICATE", "FROM", "UNTIL", "DAYS LEFT"];
+    let routes = config.routes.iter().map(|route| row(config, route));
+    table(std::iter::once(ROUTES.map(str::to_owned)).chain(routes).collect(), out)?;
+    writeln!(out)?;
+    let certificates = config.listener.certificates.iter().map(|certificate| certificate_row(certificate, now));
+    table(std::iter::once(CERTIFICATES.map(str::to_owned)).chain(certificates).collect(), out)?;
     let file = masked(&path.to_string_lossy());
     for Warning { key, line, text } in &config.warnings {
         writeln!(out, "\nwarning: {text}")?;
@@ -84,6 +78,60 @@ fn text(config: &Config, path: &Path, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes rows whose cells are as wide as the widest of their column.
+fn table<const COLUMNS: usize>(rows: Vec<[String; COLUMNS]>, out: &mut dyn Write) -> io::Result<()> {
+    use std::fmt::Write as _;
+    let mut widths = [0; COLUMNS];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// What stands in for a certificate has an end that concerns nobody.
+fn certificate_row(certificate: &Certificate, now: SystemTime) -> [String; 4] {
+    let names = if certificate.names().is_empty() { "no name".to_owned() } else { shortened(certificate.names()) };
+    let (from, until, left) = match certificate.origin() {
+        Origin::Files => ("files", until(certificate).date().to_string(), days_left(certificate, now).to_string()),
+        Origin::Acme => ("ACME", until(certificate).date().to_string(), days_left(certificate, now).to_string()),
+        Origin::StandIn => ("ACME, none yet", "-".to_owned(), "-".to_owned()),
+    };
+    [masked(&names), from.to_owned(), until, left]
+}
+
+fn json_certificate(certificate: &Certificate, now: SystemTime) -> Value {
+    let (from, is_real) = match certificate.origin() {
+        Origin::Files => ("files", true),
+        Origin::Acme => ("acme", true),
+        Origin::StandIn => ("stand_in", false),
+    };
+    json!({
+        "names": certificate.names().iter().map(|name| masked(name)).collect::<Vec<_>>(),
+        "from": from,
+        "fingerprint": is_real.then(|| certificate.fingerprint()),
+        "not_after": is_real.then(|| until(certificate).format(&Rfc3339).ok()),
+        "days_left": is_real.then(|| days_left(certificate, now)),
+    })
+}
+
+fn until(certificate: &Certificate) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(certificate.leaf().not_after).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// Whole days; less than none for a certificate that has expired.
+fn days_left(certificate: &Certificate, now: SystemTime) -> i64 {
+    (certificate.leaf().not_after - unix_seconds(now)).div_euclid(86_400)
 }
 
 fn row(config: &Config, route: &Route) -> [String; 8] {
@@ -109,7 +157,7 @@ fn row(config: &Config, route: &Route) -> [String; 8] {
     .map(|cell: String| masked(&cell))
 }
 
-fn json(config: &Config) -> Value {
+fn json(config: &Config, now: SystemTime) -> Value {
     let route = |route: &std::sync::Arc<Route>| {
         json!({
             "path": masked(route.pattern.as_str()),
@@ -124,9 +172,11 @@ fn json(config: &Config) -> Value {
             "upstream_path": route.upstream_path.as_ref().map(|path| masked(path.as_str())),
         })
     };
+    let certificates = config.listener.certificates.iter().map(|certificate| json_certificate(certificate, now));
     let warning = |warning: &Warning| json!({ "key": warning.key, "line": warning.line, "text": warning.text });
     json!({
         "routes": config.routes.iter().map(route).collect::<Vec<_>>(),
+        "certificates": certificates.collect::<Vec<_>>(),
         "warnings": config.warnings.iter().map(warning).collect::<Vec<_>>(),
     })
 }

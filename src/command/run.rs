@@ -13,6 +13,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGua
 
 use super::{CONFIGURATION, FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, say_error};
 use crate::{
+    acme::{Acme, Keeper},
     audit::{Audit, Scribe},
     clock::Clock,
     config::{self, Config, Environment, Scrutiny},
@@ -137,6 +138,7 @@ pub(super) struct Running {
     writer: Writer,
     audit: Audit,
     scribe: Scribe,
+    keeper: Option<Keeper>,
     status: Arc<Status>,
     operations: Option<Operations>,
 }
@@ -144,7 +146,7 @@ pub(super) struct Running {
 /// Watches for signals, opens the audit log, binds and starts, or tells why not and answers the exit code. `orders` is told
 /// what signals ask for; without anyone at its other end they are ignored.
 pub(super) fn start(
-    config: Config,
+    mut config: Config,
     sink: Box<dyn Write + Send>,
     clock: &Clock,
     orders: &mpsc::Sender<Order>,
@@ -158,10 +160,18 @@ pub(super) fn start(
     watch_signals(&stop, orders).map_err(failed)?;
     let operations = config.operations.map(|address| operations(address, &stop)).transpose()?;
     let (address, hash, keeping) = (config.listener.address, config.hash.clone(), config.audit.clone());
+    let acme = config.acme.take();
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
     let listener = server::bind(address).map_err(|error| {
         say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
+        UNAVAILABLE
+    })?;
+    let acme = acme.map(Acme::prepare).transpose().map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        say_error(&format!(
+            "error: certificates cannot be obtained: {error}{cause}; check [acme] and `state_directory`\n"
+        ));
         UNAVAILABLE
     })?;
     let folder = keeping.state_directory.clone();
@@ -175,11 +185,14 @@ pub(super) fn start(
     })?;
     audit.started(&hash);
     settings.audit = Some(audit.clone());
+    let resolver = Arc::clone(&settings.resolver);
+    let keeping = audit.clone();
     let started = Log::start(sink).and_then(|(log, writer)| {
         let server = Server::start(listener, settings, &log, clock, &stop)?;
-        Ok((server, log, writer))
+        let keep = |acme: Acme| acme.start(resolver, Some(keeping), Clock::System, stop.draining());
+        Ok((server, log, writer, acme.map(keep).transpose()?))
     });
-    let (server, log, writer) = match started {
+    let (server, log, writer, keeper) = match started {
         Ok(started) => started,
         Err(error) => {
             scribe.finish(LAST_LINES);
@@ -192,9 +205,13 @@ pub(super) fn start(
     let status = Status::new(hash);
     if let Some(operations) = &operations {
         tracing::info!(address = %operations.address(), "health and metrics are told here");
-        operations.observe(Observed { house: Arc::clone(server.house()), status: Arc::clone(&status) });
+        operations.observe(Observed {
+            house: Arc::clone(server.house()),
+            status: Arc::clone(&status),
+            acme: keeper.as_ref().map(Keeper::status),
+        });
     }
-    Ok(Running { server, log, writer, audit, scribe, status, operations })
+    Ok(Running { server, log, writer, audit, scribe, keeper, status, operations })
 }
 
 /// Binds the operations listener's address, and says there that the gateway is starting.
@@ -209,8 +226,11 @@ fn operations(address: SocketAddr, stop: &Stop) -> Result<Operations, u8> {
 
 /// Serves until a signal and to the end of the drain.
 pub(super) fn serve(running: Running, reloader: Option<Reloader>) -> u8 {
-    let Running { server, writer, scribe, operations, .. } = running;
+    let Running { server, writer, scribe, operations, keeper, .. } = running;
     server.join();
+    if let Some(keeper) = keeper {
+        keeper.join();
+    }
     if let Some(reloader) = reloader {
         reloader.finish();
     }

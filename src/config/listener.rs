@@ -1,20 +1,26 @@
-//! Where requests come in: address, certificate, names.
+//! Where requests come in: address, certificates, names.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
+use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::{
     Listener, SourceKind, certificate,
     mask::quoted,
-    proxies, reference,
+    obtained, proxies, reference,
     section::{Item, Section},
 };
-use crate::{headers::Proxies, tls};
+use crate::{
+    acme,
+    headers::Proxies,
+    tls::{self, Certificate, Certificates, Origin},
+};
 
 /// A certificate chain and its key, as rustls takes them.
 pub(super) type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -23,46 +29,133 @@ const PRIVATE: &str = "browsers do not let the Stripe Dashboard, a public page, 
     Access; Chrome and Edge from 142, Firefox from 153): the connection opens and no request follows. Give the gateway a public \
     address, or set the browsers' policy LocalNetworkAccessIpAddressSpaceOverrides";
 
-/// The listener, where it is described without a mistake.
-pub(super) fn listener(root: &Section<'_>) -> Option<Listener> {
-    let item = root.required("listener", "a table `[listener]` with `address`, `certificate` and `private_key`")?;
-    let section = item.section("listener")?;
+/// The listener and, where its certificate is to be obtained, from whom; both where they are described without a mistake.
+/// `state` is where what was obtained is kept.
+pub(super) fn listener(root: &Section<'_>, state: Option<&Path>) -> Option<(Listener, Option<acme::Settings>)> {
+    let acme = root.item("acme");
+    let item = root.required("listener", "a table `[listener]` with `address`, `certificate` and `private_key`");
+    let Some(section) = item.and_then(|item| item.section("listener")) else {
+        // Its own mistakes are told all the same.
+        acme.and_then(|acme| obtained::acme(&acme, None, None, state?));
+        return None;
+    };
     let address = section.required("address", "address = \"0.0.0.0:8443\"").and_then(|item| address(&item));
-    let certificate = section.required("certificate", "certificate = \"certs/gateway.pem\"");
-    let key = section.required("private_key", "private_key = \"certs/gateway.key\"");
-    let mut leaf = None;
-    let certified = pair(certificate.as_ref(), key.as_ref()).and_then(|(chain, private)| {
-        leaf = chain.first().cloned();
-        let certified = tls::certified_key(chain, private);
-        report(key.as_ref()?, certified, "write the key that the certificate was issued for")
-    });
     let names = match section.item("names") {
         None => Some(Vec::new()),
         Some(item) => names(&item, address.is_some_and(|address| is_private(address.ip()))),
     };
+    let own = match &acme {
+        None => own(&section).map(|own| (own, None)),
+        Some(acme) => {
+            refuse_beside_acme(&section);
+            let settings = obtained::acme(acme, section.item("names").as_ref(), address, state?);
+            settings.and_then(|settings| Some((obtained::own(acme, &settings)?, Some(settings))))
+        }
+    };
+    let more = section.item("certificates").map_or_else(|| Some(Vec::new()), |item| more(&item));
+    let client_ca = section.item("client_ca").map_or(Some(None), |item| client_ca(&item).map(Some));
     let known = |name| section.item(name).map_or_else(|| Some(Proxies::default()), |item| proxies::proxies(&item));
     let (trusted_proxies, proxy_protocol) = (known("trusted_proxies"), known("proxy_protocol"));
-    if let (Some(leaf), Some(item)) = (&leaf, section.item("names")) {
-        warn_of_uncovered(&item, leaf);
+    let ((own, acme), more) = (own?, more?);
+    warn_of_shared_names(&section, &own, &more);
+    let certificates = Certificates::new(own, more);
+    if let Some(item) = section.item("names").filter(|_| acme.is_none()) {
+        warn_of_uncovered(&item, &certificates);
     }
-    Some(Listener {
+    let listener = Listener {
         address: address?,
-        certificates: Arc::new(certified?),
+        certificates,
+        client_ca: client_ca?,
         names: names?,
         trusted_proxies: trusted_proxies?,
         proxy_protocol: proxy_protocol?,
-    })
+    };
+    Some((listener, acme))
 }
 
-/// Warns of each name that the certificate is not for.
-fn warn_of_uncovered(names: &Item<'_>, leaf: &CertificateDer<'static>) {
-    let Ok(certificate) = rustls::server::ParsedCertificate::try_from(leaf) else { return };
+/// The listener's own certificate, from its files.
+fn own(section: &Section<'_>) -> Option<Certificate> {
+    const OR: &str = "or an [acme] table in place of both";
+    let certificate = section.required("certificate", &format!("certificate = \"certs/gateway.pem\", {OR}"));
+    let key = section.required("private_key", &format!("private_key = \"certs/gateway.key\", {OR}"));
+    certified(certificate.as_ref(), key.as_ref())
+}
+
+/// Those for further names.
+fn more(item: &Item<'_>) -> Option<Vec<Certificate>> {
+    let mut more = Vec::new();
+    let mut complete = true;
+    for item in &item.list_or_empty("[[listener.certificates]] with `certificate` and `private_key`")? {
+        let certificate = item.section("listener.certificates").and_then(|section| {
+            let certificate = section.required("certificate", "certificate = \"certs/other.pem\"");
+            let key = section.required("private_key", "private_key = \"certs/other.key\"");
+            certified(certificate.as_ref(), key.as_ref())
+        });
+        complete &= certificate.is_some();
+        more.extend(certificate);
+    }
+    complete.then_some(more)
+}
+
+fn certified(certificate: Option<&Item<'_>>, key: Option<&Item<'_>>) -> Option<Certificate> {
+    let (chain, private) = pair(certificate, key)?;
+    match Certificate::new(chain, private, Origin::Files) {
+        Err(error @ tls::Error::Unclear) => {
+            report(certificate?, Err(error), "name a PEM file with the chain, leaf first")
+        }
+        certified => report(key?, certified, "write the key that the certificate was issued for"),
+    }
+}
+
+/// The authorities of whose certificates a client must have one.
+fn client_ca(item: &Item<'_>) -> Option<Arc<RootCertStore>> {
+    item.warn(
+        "browsers send no certificate with the Dashboard's calls, which fail then: this is for a proxy in front, or other \
+         programs, that have one",
+    );
+    let authorities = tls::authorities(&path(item)?);
+    report(item, authorities, "name a PEM file with the authority's certificates").map(Arc::new)
+}
+
+fn refuse_beside_acme(section: &Section<'_>) {
+    for name in ["certificate", "private_key"] {
+        if let Some(item) = section.item(name) {
+            let message = format!("`{name}` contradicts [acme], which obtains the listener's certificate");
+            let suggestion = "keep one of the two; certificates for further names go into [[listener.certificates]]";
+            item.key_error(&message, Some(suggestion));
+        }
+    }
+}
+
+/// Warns of each certificate that is for a name of an earlier one, which is the one that is served.
+fn warn_of_shared_names(section: &Section<'_>, own: &Certificate, more: &[Certificate]) {
+    let items = section.item("certificates").and_then(|item| item.list_or_empty("")).unwrap_or_default();
+    let mut known: HashMap<&str, String> =
+        own.names().iter().map(|name| (name.as_str(), "the listener's own".to_owned())).collect();
+    for (item, certificate) in items.iter().zip(more) {
+        let place = item.child("certificate").unwrap_or_else(|| item.clone());
+        for name in certificate.names() {
+            if let Some(first) = known.get(name.as_str()) {
+                place.warn(&format!("this certificate is for {}, as is {first}, which is served for it", quoted(name)));
+            } else {
+                known.insert(name, format!("that of line {}", place.line()));
+            }
+        }
+    }
+}
+
+/// Warns of each name that no certificate is for.
+fn warn_of_uncovered(names: &Item<'_>, certificates: &Certificates) {
     for item in names.list_or_empty("names").unwrap_or_default() {
         let name = item.as_text().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let Ok(name) = ServerName::try_from(name) else { continue };
-        if rustls::client::verify_server_name(&certificate, &name).is_err() {
-            item.warn("the listener's certificate is not for this name: browsers refuse the connection");
+        if ServerName::try_from(name.as_str()).is_err() || certificates.iter().any(|one| one.covers(&name)) {
+            continue;
         }
+        item.warn(if certificates.iter().count() == 1 {
+            "the listener's certificate is not for this name: browsers refuse the connection"
+        } else {
+            "none of the listener's certificates is for this name: browsers refuse the connection"
+        });
     }
 }
 
@@ -103,15 +196,22 @@ pub(super) fn report<T>(item: &Item<'_>, result: Result<T, tls::Error>, suggesti
 }
 
 fn address(item: &Item<'_>) -> Option<SocketAddr> {
-    const EXAMPLE: &str = "write an IP address and a port: \"0.0.0.0:8443\", \"[::]:8443\"";
-    let text = item.text()?;
-    let Ok(address) = text.parse::<SocketAddr>() else {
-        item.error(&format!("{} is not an address to listen on", item.shown(text)), Some(EXAMPLE));
-        return None;
-    };
+    let address = socket_address(item, "0.0.0.0:8443")?;
     if is_private(address.ip()) {
         item.warn(PRIVATE);
     }
+    Some(address)
+}
+
+/// An address to listen on, such as `example`.
+pub(super) fn socket_address(item: &Item<'_>, example: &str) -> Option<SocketAddr> {
+    let text = item.text()?;
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        let port = example.rsplit(':').next().unwrap_or_default();
+        let suggestion = format!("write an IP address and a port: \"{example}\", \"[::]:{port}\"");
+        item.error(&format!("{} is not an address to listen on", item.shown(text)), Some(&suggestion));
+        return None;
+    };
     Some(address)
 }
 

@@ -147,6 +147,7 @@ impl<'c> Section<'c> {
     fn title(&self) -> String {
         match self.pattern {
             "routes" => "this route".to_owned(),
+            "listener.certificates" => "this certificate".to_owned(),
             pattern if pattern.starts_with("routes.") || pattern.contains(".secrets") => "this table".to_owned(),
             _ => format!("[{}]", mask::masked(&self.path)),
         }
@@ -178,7 +179,7 @@ impl<'c> Section<'c> {
             _ => None,
         });
         match elsewhere {
-            Some("routes") => format!("`{name}` belongs in a [[routes]]"),
+            Some(table @ ("routes" | "listener.certificates")) => format!("`{name}` belongs in a [[{table}]]"),
             Some(table) => format!("`{name}` belongs in [{table}]"),
             None => {
                 let known: Vec<_> = file::names_in(self.pattern).map(|known| format!("`{known}`")).collect();

@@ -3,7 +3,7 @@
 //! Source: `OpenMetrics` 1.0, <https://prometheus.io/docs/specs/om/open_metrics_spec/>. Every label's value is of the
 //! configuration or a word of ours, so that a stranger cannot make new series.
 
-use std::{fmt, sync::Arc, time::UNIX_EPOCH};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::UNIX_EPOCH};
 
 use http::HeaderValue;
 use prometheus_client::{
@@ -18,6 +18,7 @@ use crate::{
     reload::Standing,
     server::{House, Outcome, Spoken},
     tally::{Histogram, Tally},
+    tls::Expiry,
 };
 
 /// What [`text`] is.
@@ -221,6 +222,18 @@ impl Gateway {
         families.gauges("countersign_secret_last_use_timestamp", help, Some(&Unit::Seconds), last)
     }
 
+    fn certificates(&self, families: &mut Families<'_>) -> fmt::Result {
+        // Of two with one name the earlier end is told.
+        let mut ends = BTreeMap::new();
+        for Expiry { name, not_after } in self.house.resolver().current().expiries() {
+            let end = ends.entry(name).or_insert(not_after);
+            *end = not_after.min(*end);
+        }
+        let ends = ends.into_iter().map(|(name, end)| ([("name", name)], end));
+        let help = "Until when the certificate is valid";
+        families.gauges("countersign_certificate_expiry_timestamp", help, Some(&Unit::Seconds), ends)
+    }
+
     fn configuration(&self, families: &mut Families<'_>) -> fmt::Result {
         families.info("countersign_config", "The configuration in force", &[("hash", self.standing.config.clone())])?;
         let is_good = u64::from(self.standing.refused.is_none());
@@ -256,6 +269,7 @@ impl Collector for Gateway {
         self.upstreams(&mut families)?;
         self.connections(&mut families)?;
         self.secrets(&mut families)?;
+        self.certificates(&mut families)?;
         self.configuration(&mut families)?;
         self.logs(&mut families)
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::Observed;
-use crate::server::Stop;
+use crate::{acme, server::Stop};
 
 /// A line for each part.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub(super) fn of(stop: &Stop, observed: Option<&Observed>) -> Readiness {
     let mut parts = vec![listener];
     if let Some(observed) = observed {
         parts.push(config(observed));
+        parts.extend(observed.acme.as_ref().map(|acme| certificate(observed, &acme.read())));
         parts.extend(audit(observed));
     }
     Readiness(parts)
@@ -61,6 +62,22 @@ fn config(observed: &Observed) -> Part {
         }
     };
     Part { name: "config", state, is_ready: true }
+}
+
+/// One that is still to be obtained leaves clients with what none of them trusts.
+fn certificate(observed: &Observed, report: &acme::Report) -> Part {
+    let certificates = observed.house.resolver().current();
+    let told = |time: OffsetDateTime| time.format(&Rfc3339).unwrap_or_default();
+    let until = OffsetDateTime::from_unix_timestamp(certificates.own().leaf().not_after);
+    let mut state = match report.standing_in_since {
+        Some(since) => format!("none yet, a self-signed one stands in since {}", told(since.into())),
+        None => format!("valid until {}", until.map(told).unwrap_or_default()),
+    };
+    if let Some(error) = &report.last_error {
+        state += "; the last attempt failed: ";
+        state.extend(error.chars().map(|c| if c.is_control() { ' ' } else { c }));
+    }
+    Part { name: "certificate", state, is_ready: !certificates.is_standing_in() }
 }
 
 fn audit(observed: &Observed) -> Option<Part> {

@@ -24,13 +24,14 @@ use tokio::{
     net::TcpStream,
     time::Instant,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     crowd::Guest,
     door::Accepted,
     frames::Counted,
+    handshake::Handshake,
     house::Desk,
     proxy,
     stall::Stalling,
@@ -91,9 +92,9 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams
 }
 
 /// Serves a connection to its end: its own, that of the drain, or that of its place.
-pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, desk: Arc<Desk>, drain: CancellationToken) {
+pub(super) async fn serve(accepted: Accepted, handshake: Handshake, desk: Arc<Desk>, drain: CancellationToken) {
     let Guest { activity, leave } = accepted.place.guest().clone();
-    let mut serving = std::pin::pin!(greet(accepted, acceptor, desk));
+    let mut serving = std::pin::pin!(greet(accepted, handshake, desk));
     tokio::select! {
         biased;
         () = serving.as_mut() => return,
@@ -114,7 +115,7 @@ pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, desk: Arc<D
 }
 
 /// Agrees with the client on how to speak, and serves it. Who is turned away is served for a moment.
-async fn greet(accepted: Accepted, acceptor: TlsAcceptor, desk: Arc<Desk>) {
+async fn greet(accepted: Accepted, handshake: Handshake, desk: Arc<Desk>) {
     let Accepted { stream, mut peer, mut place, is_proxied } = accepted;
     let Ok(mut stream) = stream.watched() else { return };
     // The limits of a connection are those of its beginning.
@@ -140,9 +141,13 @@ async fn greet(accepted: Accepted, acceptor: TlsAcceptor, desk: Arc<Desk>) {
     let is_turned_away = place.is_turned_away();
     let mut served = std::pin::pin!(async {
         // On the heap by itself, as is what follows: this task is as large as the largest of its parts together.
-        let handshake = Box::pin(async { acceptor.accept(stream).await.map(Box::new) });
+        let handshake = Box::pin(handshake.of(stream));
         let stream = match tokio::time::timeout_at(deadline, handshake).await {
-            Ok(Ok(stream)) => stream,
+            Ok(Ok(Some(stream))) => stream,
+            Ok(Ok(None)) => {
+                tracing::debug!(%peer, "answered the challenge of an ACME server");
+                return;
+            }
             Ok(Err(error)) => {
                 desk.traffic.shook_hands(Outcome::Failed);
                 tracing::debug!(%peer, %error, "no TLS handshake");

@@ -7,11 +7,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use rustls::{ServerConfig, sign::CertifiedKey};
+use rustls::RootCertStore;
 use tokio::{runtime::Handle, task::AbortHandle};
-use tokio_rustls::TlsAcceptor;
 
-use super::{Settings, crowd::Crowd, traffic::Traffic};
+use super::{Settings, crowd::Crowd, handshake::Handshake, traffic::Traffic};
 use crate::{
     audit::Audit,
     auth::Scheme,
@@ -24,7 +23,7 @@ use crate::{
     route::{Route, RouteTable},
     signature::{SigningKey, Uses},
     tally::Tally,
-    tls,
+    tls::Resolver,
     upstream::{Shared, Upstream},
 };
 
@@ -40,7 +39,8 @@ pub(super) struct Desk {
 pub struct House {
     desks: Vec<Arc<Desk>>,
     rules: Arc<Rules>,
-    tls: ArcSwap<ServerConfig>,
+    resolver: Arc<Resolver>,
+    handshake: ArcSwap<Handshake>,
     proxies: ArcSwap<Proxies>,
     pub(super) crowd: Arc<Crowd>,
     room: Arc<Room>,
@@ -59,7 +59,7 @@ pub struct House {
 
 #[derive(Debug)]
 struct InForce {
-    certificate: Arc<CertifiedKey>,
+    client_ca: Option<Arc<RootCertStore>>,
     watches: Vec<Watch>,
 }
 
@@ -86,14 +86,16 @@ impl House {
     ) -> io::Result<Self> {
         let hits = Arc::new(Hits::default());
         let limits = &settings.limits;
-        let certificate = Arc::clone(&settings.certificate);
+        let Settings { resolver, client_ca, .. } = &settings;
+        let handshake = Handshake::new(Arc::clone(resolver), client_ca.clone()).map_err(io::Error::other)?;
         let routes = Arc::new(settings.routes);
         let watches: Vec<_> =
             settings.upstreams.into_iter().map(|upstream| watch(Shared::new(upstream), &first)).collect();
         let house = Self {
             desks: Vec::new(),
             rules: Rules::new(Arc::clone(&routes)),
-            tls: ArcSwap::from_pointee(tls::server(Arc::clone(&certificate)).map_err(io::Error::other)?),
+            resolver: settings.resolver,
+            handshake: ArcSwap::from_pointee(handshake),
             proxies: ArcSwap::from_pointee(settings.proxy_protocol),
             crowd: Crowd::new(limits, Arc::clone(&hits)),
             room: Arc::new(Room::new(limits.buffered_bytes, limits.buffered_bytes_per_address)),
@@ -104,7 +106,7 @@ impl House {
             audit: settings.audit,
             clock: clock.clone(),
             first,
-            in_force: Mutex::new(InForce { certificate, watches: Vec::new() }),
+            in_force: Mutex::new(InForce { client_ca: settings.client_ca, watches: Vec::new() }),
         };
         let outline = Outline {
             config: settings.config,
@@ -132,11 +134,13 @@ impl House {
     /// TLS's, if its configuration cannot be made; nothing has changed then.
     pub fn replace(&self, settings: Settings) -> io::Result<()> {
         let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
-        // A server's side that did not change keeps the tickets that clients resume with.
-        let tls = if settings.certificate.cert == in_force.certificate.cert {
+        // Where the authorities of clients are the same, the tickets that clients resume with stay good.
+        let roots = |store: &Option<Arc<RootCertStore>>| store.as_ref().map(|store| store.roots.clone());
+        let handshake = if roots(&settings.client_ca) == roots(&in_force.client_ca) {
             None
         } else {
-            Some(tls::server(Arc::clone(&settings.certificate)).map_err(io::Error::other)?)
+            let handshake = Handshake::new(Arc::clone(&self.resolver), settings.client_ca.clone());
+            Some(handshake.map_err(io::Error::other)?)
         };
         let watches: Vec<_> = settings
             .upstreams
@@ -161,9 +165,10 @@ impl House {
         self.crowd.change(crowd);
         self.room.resize(room.buffered_bytes, room.buffered_bytes_per_address);
         self.proxies.store(Arc::new(settings.proxy_protocol));
-        if let Some(tls) = tls {
-            self.tls.store(Arc::new(tls));
-            in_force.certificate = settings.certificate;
+        self.resolver.replace(settings.resolver.current().as_ref().clone());
+        if let Some(handshake) = handshake {
+            self.handshake.store(Arc::new(handshake));
+            in_force.client_ca = settings.client_ca;
         }
         // The rules first: whoever is let through by the old gateway from here on is judged by the new ones as well.
         self.rules.replace(Arc::clone(&outline.routes));
@@ -230,8 +235,13 @@ impl House {
         self.desks.get(worker).map(Arc::clone)
     }
 
-    pub(super) fn tls(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.tls.load_full())
+    /// The certificates, which may be exchanged.
+    pub fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
+    }
+
+    pub(super) fn handshake(&self) -> Handshake {
+        Handshake::clone(&self.handshake.load())
     }
 
     /// Who begins each connection with a header of the PROXY protocol.

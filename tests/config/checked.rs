@@ -1,8 +1,11 @@
 //! `countersign check`.
 
-use std::io::Write;
+use std::{io::Write, time::SystemTime};
 
-use countersign::command::check::{self, Format};
+use countersign::{
+    clock,
+    command::check::{self, Format},
+};
 
 use super::{Folder, GOOD, changed};
 
@@ -45,6 +48,40 @@ fn check_shows_a_table_of_routes_and_the_warnings() {
         (&1.into(), &serde_json::Value::Null)
     );
     assert_eq!((&json["warnings"][0]["key"], &json["warnings"][0]["line"]), (&"routes.1.path".into(), &26.into()));
+}
+
+#[test]
+fn check_shows_each_certificate_and_how_long_it_is_good() {
+    let folder = Folder::new();
+    let more = "[[listener.certificates]]\ncertificate = \"certs/other.pem\"\nprivate_key = \"certs/other.key\"\n\
+                [[listener.certificates]]\ncertificate = \"certs/old.pem\"\nprivate_key = \"certs/foreign.key\"\n";
+    let path = folder.put("countersign.toml", changed("[apps", &format!("{more}[apps")));
+    let run = |format| {
+        let mut out = Vec::new();
+        assert_eq!(check::run(&path, false, format, &folder.environment(&[]), &mut out, &mut Vec::new()), 0);
+        String::from_utf8(out).unwrap()
+    };
+    let days = |until: i64| (until - clock::unix_seconds(SystemTime::now())).div_euclid(86_400);
+    let (late, past) = (days(3_786_912_000), days(1_609_459_200));
+    let text = run(Format::Text);
+    let (_, text) = text.split_once("\n\n").unwrap();
+    let lines: Vec<_> =
+        text.lines().take(4).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        lines,
+        [
+            "CERTIFICATE FROM UNTIL DAYS LEFT".to_owned(),
+            format!("gateway.example.com files 2090-01-01 {late}"),
+            format!("other.example.com, *.apps.example.com files 2090-01-01 {late}"),
+            format!("gateway.example.com files 2021-01-01 {past}"),
+        ]
+    );
+    let json: serde_json::Value = serde_json::from_str(&run(Format::Json)).unwrap();
+    let other = &json["certificates"][1];
+    assert_eq!(other["names"], serde_json::json!(["other.example.com", "*.apps.example.com"]));
+    assert_eq!((&other["from"], &other["not_after"]), (&"files".into(), &"2090-01-01T00:00:00Z".into()));
+    assert_eq!(other["fingerprint"].as_str().map(str::len), Some(64));
+    assert_eq!((&other["days_left"], &json["certificates"][2]["days_left"]), (&late.into(), &past.into()));
 }
 
 #[test]

@@ -56,6 +56,16 @@ fn the_reference_file_loads_and_shows_the_defaults_of_the_code() {
     assert!(full.request_headers.set.iter().any(|(name, value)| name == "authorization" && value.is_sensitive()));
 }
 
+#[test]
+fn the_reference_file_of_acme_loads_and_shows_the_defaults_of_the_code() {
+    let folder = Folder::new();
+    let text = repository("config/reference-acme.toml");
+    let reference = folder.load(&text, &[]).unwrap_or_else(|errors| panic!("{errors}")).acme.unwrap();
+    let bare: String =
+        text.lines().filter(|line| !line.starts_with("directory = ")).map(|line| line.to_owned() + "\n").collect();
+    assert_eq!(reference, folder.load(bare, &[]).unwrap().acme.unwrap());
+}
+
 /// Every key of a TOML file in the form of [`KEYS`], with its value.
 fn written_keys(text: &str) -> Vec<(String, toml::Value)> {
     fn walk(path: &str, value: &toml::Value, found: &mut Vec<(String, toml::Value)>) {
@@ -77,9 +87,9 @@ fn written_keys(text: &str) -> Vec<(String, toml::Value)> {
 }
 
 #[test]
-fn the_reference_file_has_exactly_the_keys_that_are_known_each_with_a_comment() {
-    let text = repository("config/reference.toml");
-    let written = written_keys(&text);
+fn the_reference_files_have_exactly_the_keys_that_are_known_each_with_a_comment() {
+    let texts = ["config/reference.toml", "config/reference-acme.toml"].map(repository);
+    let written: Vec<_> = texts.iter().flat_map(|text| written_keys(text)).collect();
     for (path, _) in &written {
         assert!(KEYS.iter().any(|key| key.path == path), "{path} is not known");
     }
@@ -92,7 +102,7 @@ fn the_reference_file_has_exactly_the_keys_that_are_known_each_with_a_comment() 
             assert_eq!(*value, default["x"], "{}", key.path);
         }
     }
-    let lines: Vec<&str> = text.lines().collect();
+    let lines: Vec<&str> = texts.iter().flat_map(|text| text.lines()).collect();
     for pair in lines.windows(2) {
         let [before, line] = pair else { continue };
         assert!(line.is_empty() || line.starts_with('#') || before.starts_with("# "), "no comment: {line}");

@@ -6,6 +6,9 @@ use super::{Folder, GOOD, SECRET, changed, place_of};
 /// suggestion.
 type Case = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
+/// PEM with something in it that is no certificate.
+const BROKEN: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
 fn assert_each_is_refused(cases: &[Case]) {
     let folder = Folder::new();
     folder.put("secrets/whsec", "whsec_0123456789abcdef");
@@ -16,6 +19,7 @@ fn assert_each_is_refused(cases: &[Case]) {
     folder.put("secrets/same", SECRET);
     folder.put("secrets/binary", [0xff, 0xfe]);
     folder.put("certs/empty.pem", "");
+    folder.put("certs/broken.pem", BROKEN);
     folder.load(GOOD, &[]).unwrap_or_else(|errors| panic!("{errors}"));
     for (from, to, part, message, suggestion) in cases {
         let text = changed(from, to);
@@ -441,4 +445,137 @@ fn header_edits_are_checked() {
             "whole",
         ),
     ]);
+}
+
+const PAIR: &str = "certificate = \"certs/gateway.pem\"\nprivate_key = \"certs/gateway.key\"\n";
+const OTHER: &str = "[[listener.certificates]]\ncertificate = \"certs/other.pem\"\nprivate_key = \"certs/other.key\"\n";
+
+/// Cases whose listener has its certificate by ACME: what is changed in the table, and in the listener's names.
+fn by_acme(acme: &str, names: &str) -> String {
+    changed(PAIR, &format!("{names}\n[acme]\n{acme}\n"))
+}
+
+#[test]
+fn certificates_are_checked() {
+    assert_each_is_refused(&[
+        ("private_key = \"certs/gateway.key\"", "", "[listener]", "`private_key` is missing", "or an [acme] table"),
+        ("certificate = \"certs/gateway.pem\"", "", "[listener]", "`certificate` is missing", "or an [acme] table"),
+        ("[apps", "client_ca = \"certs/none.pem\"\n[apps", "\"certs/none", "no such file", "authority's certificates"),
+        ("[apps", "client_ca = \"certs/empty.pem\"\n[apps", "\"certs/empty", "no PEM certificate", "authority"),
+        (
+            "[apps",
+            "client_ca = \"certs/gateway.key\"\n[apps",
+            "\"certs/gateway.key\"\n[apps",
+            "no PEM cert",
+            "authority",
+        ),
+        (
+            "[apps",
+            "client_ca = \"certs/broken.pem\"\n[apps",
+            "\"certs/broken",
+            "no certificate of a known form",
+            "authority",
+        ),
+        (
+            "[apps",
+            "certificates = \"certs/other.pem\"\n[apps",
+            "\"certs/other",
+            "expected a list",
+            "[[listener.certificates]]",
+        ),
+    ]);
+    let folder = Folder::new();
+    folder.put("certs/broken.pem", BROKEN);
+    for (from, to, message, suggestion) in [
+        ("private_key = \"certs/other.key\"\n", "", "`private_key` is missing in this certificate", "certs/other.key"),
+        ("certificate = \"certs/other.pem\"\n", "", "`certificate` is missing in this certificate", "certs/other.pem"),
+        ("certs/other.key", "certs/foreign.key", "not the private key of the certificate", "issued for"),
+        ("certs/other.pem", "certs/none.pem", "no such file", "leaf first"),
+        ("certs/other.pem", "certs/broken.pem", "no certificate of a known form", "leaf first"),
+        ("certs/other.key", "certs/other.key\"\nnames = [\"a\"]\na = \"", "unknown key", "[listener]"),
+    ] {
+        let text = changed("[apps", &format!("{}[apps", OTHER.replacen(from, to, 1)));
+        let errors = folder.errors(&text);
+        let found = errors.iter().any(|problem| {
+            problem.message.contains(message)
+                && problem.suggestion.as_ref().is_some_and(|text| text.contains(suggestion))
+        });
+        assert!(found, "{to}\n{errors}");
+    }
+}
+
+#[test]
+fn a_certificate_by_acme_is_checked() {
+    const NAMES: &str = "names = [\"gateway.example.com\"]";
+    const GOOD_ACME: &str =
+        "accept_terms = true\nchallenge = \"tls-alpn-01\"\ndirectory_ca = \"certs/internal-ca.pem\"";
+    const ALPN: &str = "challenge = \"tls-alpn-01\"";
+    let folder = Folder::new();
+    let good = folder.load(by_acme(GOOD_ACME, NAMES), &[]).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(good.listener.certificates.is_standing_in());
+    assert_eq!(good.acme.unwrap().names, ["gateway.example.com"]);
+    for (from, to, part, message, suggestion) in [
+        ("accept_terms = true", "", "[acme]", "`accept_terms` is missing in [acme]", "accept_terms = true"),
+        ("= true", "= false", "false", "without agreeing", "accept_terms = true"),
+        ("= true", "= \"yes\"", "\"yes\"", "expected true or false", "without quotes"),
+        (ALPN, "", "[acme]", "`challenge` is missing", "http-01"),
+        (ALPN, "challenge = \"dns-01\"", "\"dns-01\"", "no challenge that can be answered", "tls-alpn-01"),
+        (ALPN, "challenge = \"http-01\"", "[acme]", "`http_address` is missing", "0.0.0.0:80"),
+        (ALPN, "challenge = \"http-01\"\nhttp_address = \"80\"", "\"80\"", "not an address", "0.0.0.0:80"),
+        (
+            ALPN,
+            "challenge = \"http-01\"\nhttp_address = \"0.0.0.0:8443\"",
+            "\"0.0.0.0:8443\"\nd",
+            "own address",
+            "port",
+        ),
+        (
+            ALPN,
+            "challenge = \"tls-alpn-01\"\nhttp_address = \"0.0.0.0:80\"",
+            "http_address",
+            "`http_address` has no effect",
+            "http-01",
+        ),
+        (
+            ALPN,
+            "challenge = \"tls-alpn-01\"\ndirectory = \"http://ca\"",
+            "\"http://ca",
+            "not the directory",
+            "https://",
+        ),
+        (ALPN, "challenge = \"tls-alpn-01\"\ndirectory = \"ca\"", "\"ca\"", "not the directory", "https://"),
+        (ALPN, "challenge = \"tls-alpn-01\"\ncontact = [\"it@example.com\"]", "\"it@", "not a contact", "mailto:"),
+        (ALPN, "challenge = \"tls-alpn-01\"\ncontact = [\"mailto:it\"]", "\"mailto:it", "not a contact", "mailto:"),
+        (ALPN, "challenge = \"tls-alpn-01\"\nemail = \"it\"", "email", "unknown key", "known here"),
+        ("certs/internal-ca.pem", "certs/none.pem", "\"certs/none", "no such file", "server's authority"),
+        ("certs/internal-ca.pem", "certs/gateway.key", "\"certs/gateway.key\"", "no PEM certificate", "authority"),
+    ] {
+        assert!(GOOD_ACME.contains(from), "{from}");
+        assert_one(&folder, &by_acme(&GOOD_ACME.replacen(from, to, 1), NAMES), part, message, suggestion);
+    }
+    for (names, part, message, suggestion) in [
+        ("", "[acme]", "for which names", "names = ["),
+        ("names = []", "[acme]", "for which names", "names = ["),
+        ("names = [\"a.test\", \"192.0.2.1\"]", "\"192.0.2.1\"", "not for addresses", "in place of [acme]"),
+        ("names = [\"[2001:db8::1]\"]", "\"[2001", "not for addresses", "in place of [acme]"),
+        ("names = [\"*.a.test\"]", "\"*.a.test\"", "not a host name", "wildcard"),
+    ] {
+        assert_one(&folder, &by_acme(GOOD_ACME, names), part, message, suggestion);
+    }
+    for half in PAIR.lines() {
+        let text = by_acme(GOOD_ACME, &format!("{NAMES}\n{half}"));
+        assert_one(&folder, &text, half.split(' ').next().unwrap(), "contradicts [acme]", "[[listener.certificates]]");
+    }
+    // Both of a pair are told.
+    assert_eq!(folder.errors(by_acme(GOOD_ACME, &format!("{NAMES}\n{PAIR}"))).len(), 2);
+}
+
+fn assert_one(folder: &Folder, text: &str, part: &str, message: &str, suggestion: &str) {
+    let errors = folder.errors(text);
+    assert_eq!(errors.len(), 1, "{text}\n{errors}");
+    let only = errors.iter().next().unwrap();
+    let (line, column) = place_of(text, part);
+    assert_eq!((only.line(), only.column()), (Some(line), Some(column)), "{text}\n{errors}");
+    assert!(only.message.contains(message), "{text}\n{errors}");
+    assert!(only.suggestion.as_ref().is_some_and(|text| text.contains(suggestion)), "{text}\n{errors}");
 }

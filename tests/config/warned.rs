@@ -107,6 +107,69 @@ fn risks_are_warned_of_with_their_key_and_line() {
 }
 
 #[test]
+fn certificates_that_are_no_help_are_warned_of() {
+    let folder = Folder::new();
+    let more = |certificates: &[&str]| {
+        let tables = certificates.iter().map(|name| {
+            format!(
+                "[[listener.certificates]]\ncertificate = \"certs/{name}.pem\"\nprivate_key = \"certs/{name}.key\"\n"
+            )
+        });
+        let tables: String = tables.collect();
+        folder.warnings(&changed("[apps", &format!("{tables}\n[apps")))
+    };
+    assert_eq!(more(&["other"]), []);
+    let warnings = more(&["other", "client", "other"]);
+    let told: Vec<_> = warnings.iter().map(|(key, line, text)| (key.as_str(), line.unwrap(), text.as_str())).collect();
+    let same =
+        |name: &str, first: &str| format!("this certificate is for `{name}`, as is {first}, which is served for it");
+    let expected = [
+        ("listener.certificates.1.certificate", 12, same("gateway.example.com", "the listener's own")),
+        ("listener.certificates.2.certificate", 15, same("other.example.com", "that of line 9")),
+        ("listener.certificates.2.certificate", 15, same("*.apps.example.com", "that of line 9")),
+    ];
+    let expected: Vec<_> = expected.iter().map(|(key, line, text)| (*key, *line, text.as_str())).collect();
+    assert_eq!(told, expected);
+
+    let names = "names = [\"a.apps.example.com\", \"gateway.example.com\", \"none.example.com\"]\n";
+    let text = changed(
+        "[apps",
+        &format!(
+            "{names}[[listener.certificates]]\ncertificate = \"certs/other.pem\"\nprivate_key = \"certs/other.key\"\n[apps"
+        ),
+    );
+    let warnings = folder.warnings(&text);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].0 == "listener.names.2" && warnings[0].2.contains("none of the listener's"), "{warnings:?}");
+
+    let warnings = folder.warnings(&changed("[apps", "client_ca = \"certs/clients-ca.pem\"\n[apps"));
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].0 == "listener.client_ca" && warnings[0].2.contains("browsers send no"), "{warnings:?}");
+}
+
+#[test]
+fn what_acme_left_is_used_if_it_can_be() {
+    let folder = Folder::new();
+    let acme = "[acme]\naccept_terms = true\nchallenge = \"tls-alpn-01\"\ndirectory_ca = \"certs/internal-ca.pem\"\n";
+    let pair = "certificate = \"certs/gateway.pem\"\nprivate_key = \"certs/gateway.key\"\n";
+    let with = |names: &str| changed(pair, &format!("names = [{names}]\n{acme}"));
+    let read = |name: &str| fs::read_to_string(folder.0.path().join(name)).unwrap();
+    let kept = format!("{}{}", read("certs/gateway.key"), read("certs/gateway.pem"));
+    folder.put("state/acme/certificate.pem", &kept);
+    let is_standing_in = |names: &str| {
+        let config = folder.load(with(names), &[]).unwrap_or_else(|errors| panic!("{errors}"));
+        (config.listener.certificates.is_standing_in(), config.warnings.len())
+    };
+    assert_eq!(is_standing_in("\"gateway.example.com\""), (false, 0));
+    assert_eq!(is_standing_in("\"new.example.com\", \"gateway.example.com\""), (false, 0));
+    assert_eq!(is_standing_in("\"new.example.com\""), (true, 0));
+    folder.put("state/acme/certificate.pem", format!("{}{}", read("certs/foreign.key"), read("certs/gateway.pem")));
+    assert_eq!(is_standing_in("\"gateway.example.com\""), (true, 1));
+    let warnings = folder.warnings(&with("\"gateway.example.com\""));
+    assert!(warnings[0].0 == "acme" && warnings[0].2.contains("another is asked for"), "{warnings:?}");
+}
+
+#[test]
 fn unprotected_files_and_old_certificates_are_warned_of() {
     let folder = Folder::new();
     let open =

@@ -7,10 +7,12 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod acme;
 mod addresses;
 mod audit;
 mod balance;
 mod browser;
+mod certificates;
 mod commands;
 mod documents;
 mod drain;

@@ -13,7 +13,7 @@ use std::{
 
 use countersign::{
     clock::Clock,
-    config::{self, Environment, Scrutiny},
+    config::{self, Config, Environment, Scrutiny},
     limits::Limit,
     record::{Log, Writer},
     secret::SigningSecret,
@@ -102,25 +102,24 @@ impl Gateway {
 
     /// The same with further files beside the configuration.
     pub(crate) fn with_files(listener: &str, tables: &str, files: &[(&str, &str)]) -> Self {
+        let (settings, folder) = Self::settings(listener, tables, files);
+        Self::start(settings, folder)
+    }
+
+    /// What a gateway of [`Gateway::with_files`] is started with.
+    pub(crate) fn settings(
+        listener: &str,
+        tables: &str,
+        files: &[(&str, &str)],
+    ) -> (server::Settings, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         write_files(folder.path(), SECRET);
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let text = format!(
-            "version = 1\n[listener]\naddress = \"127.0.0.1:0\"\ncertificate = \"cert.pem\"\nprivate_key = \"key.pem\"\n{listener}\n{tables}"
-        );
-        std::fs::write(folder.path().join("countersign.toml"), text).unwrap();
-        let environment = Environment::from_iter([]);
-        let config = config::load(
-            &folder.path().join("countersign.toml"),
-            &environment,
-            std::time::SystemTime::now(),
-            Scrutiny::Files,
-        )
-        .unwrap_or_else(|errors| panic!("{errors}"));
-        let settings = server::Settings { workers: Some(1), ..config.into() };
-        Self::start(settings, folder)
+        let own = "certificate = \"cert.pem\"\nprivate_key = \"key.pem\"\n";
+        let config = load(folder.path(), &format!("{own}{listener}"), tables);
+        (server::Settings { workers: Some(1), ..config.into() }, folder)
     }
 
     pub(crate) fn start(settings: server::Settings, folder: tempfile::TempDir) -> Self {
@@ -240,6 +239,15 @@ impl Write for Records {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A configuration in `folder` with `listener` among the listener's keys and `tables` for all else.
+pub(crate) fn load(folder: &Path, listener: &str, tables: &str) -> Config {
+    let path = folder.join("countersign.toml");
+    let text = format!("version = 1\n[listener]\naddress = \"127.0.0.1:0\"\n{listener}\n{tables}");
+    std::fs::write(&path, text).unwrap();
+    config::load(&path, &Environment::from_iter([]), std::time::SystemTime::now(), Scrutiny::Files)
+        .unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 /// A certificate for `gw.test` and a secret, as files.

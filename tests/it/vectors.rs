@@ -115,10 +115,12 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
     };
     let upstream = upstream::Settings::new("test".into(), vec![origin]);
     let chain = tls::certificates(&files.join("cert.pem")).unwrap();
-    let certified = tls::certified_key(chain, tls::private_key(&files.join("key.pem")).unwrap()).unwrap();
+    let key = tls::private_key(&files.join("key.pem")).unwrap();
+    let certificate = tls::Certificate::new(chain, key, tls::Origin::Files).unwrap();
     Settings {
         config: "vector".into(),
-        certificate: Arc::new(certified),
+        resolver: Arc::new(tls::Resolver::new(tls::Certificates::new(certificate, Vec::new()))),
+        client_ca: None,
         names: vec!["gw.example.com".into()],
         trusted_proxies: Proxies::default(),
         proxy_protocol: Proxies::default(),
