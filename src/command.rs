@@ -7,14 +7,21 @@ use std::{io::Write, path::PathBuf, time::SystemTime};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, Config, Environment, Scrutiny};
+use crate::{
+    config::{self, Config, Environment, Scrutiny},
+    version,
+};
 
+mod activation;
 mod audit;
 pub mod check;
+mod completions;
 mod dev;
 mod explain;
+mod man;
 mod manifest;
 mod run;
+pub mod service;
 mod sign;
 
 /// What was asked was done.
@@ -32,7 +39,7 @@ pub const CONFIGURATION: u8 = 78;
 
 /// HTTPS gateway between private Stripe Apps and a company's internal HTTP services.
 #[derive(Debug, Parser)]
-#[command(name = "countersign", version)]
+#[command(name = "countersign", version = version::SHOWN)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -72,6 +79,14 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Prints the script by which a shell completes this command line.
+    Completions { shell: clap_complete::Shell },
+    /// Prints the manual page, or writes those of all commands into a folder.
+    Man {
+        /// The folder, made if it is not there.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
 }
 
 /// For people or for programs.
@@ -107,6 +122,8 @@ pub fn main() -> u8 {
         Command::Explain(options) => explain::run(&options),
         Command::Audit(task) => audit::run(&task),
         Command::Manifest { config } => manifest::run(config),
+        Command::Completions { shell } => completions::run(shell),
+        Command::Man { dir } => man::run(dir.as_deref()),
     }
 }
 

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 // Values: plain data and arithmetic; no sockets, files or clock.
+pub mod version;
 pub mod identity;
 pub mod json;
 pub mod limits;
@@ -29,6 +30,7 @@ pub mod headers;
 pub mod body;
 pub mod clock;
 pub mod io;
+pub mod confine;
 pub mod record;
 pub mod audit;
 pub mod tls;

@@ -30,11 +30,14 @@ mod descriptors;
 mod door;
 mod frames;
 mod proxy;
+mod pulse;
 mod stall;
 pub mod wire;
 
 use crowd::Crowd;
 use door::{Accepted, Door};
+
+pub use pulse::Pulse;
 
 /// Connections that the system may hold before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -63,6 +66,7 @@ pub struct Settings {
 pub struct Server {
     address: SocketAddr,
     hits: Arc<Hits>,
+    pulse: Pulse,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -87,6 +91,16 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
+}
+
+/// Makes ready a listener that somebody else bound.
+///
+/// # Errors
+/// The system's, of a socket that cannot listen, such as one that is connected.
+pub fn adopt(listener: std::net::TcpListener) -> io::Result<std::net::TcpListener> {
+    socket2::SockRef::from(&listener).listen(BACKLOG)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 impl Server {
@@ -122,9 +136,10 @@ impl Server {
             proxies: settings.proxy_protocol,
             delay: settings.limits.drain_delay,
         });
-        let mut threads = Vec::new();
+        let (mut threads, mut handles) = (Vec::new(), Vec::new());
         for (number, receiver) in receivers.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            handles.push(runtime.handle().clone());
             let worker = Worker {
                 receiver,
                 tls: TlsAcceptor::from(Arc::clone(&tls)),
@@ -167,7 +182,7 @@ impl Server {
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(serve)?);
         }
-        Ok(Self { address, hits, threads })
+        Ok(Self { address, hits, pulse: Pulse::of(handles), threads })
     }
 
     /// Where it listens.
@@ -178,6 +193,11 @@ impl Server {
     /// How often each limit was hit so far.
     pub fn hits(&self) -> &Hits {
         &self.hits
+    }
+
+    /// Tells whether its workers still turn.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Waits until it has stopped.
@@ -194,6 +214,11 @@ impl Stop {
     /// Stops accepting and finishes what runs, within the limits' time.
     pub fn drain(&self) {
         self.drain.cancel();
+    }
+
+    /// Whether it has been told to stop.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
     }
 
     /// Ends everything at once.

@@ -1,23 +1,27 @@
 //! `countersign run`: the gateway, until a signal ends it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     task::Poll,
     time::Duration,
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 
-use super::{FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, loaded, say_error};
+use super::{FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, activation::Inherited, loaded, say_error, service};
 use crate::{
     audit::{Audit, Scribe},
     clock::Clock,
     config::{AccessLog, Config},
+    confine::{self, Confinement},
     record::{Log, Writer},
     server::{self, Server, Stop},
 };
@@ -29,14 +33,11 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 const WAITING_LINES: usize = 4096;
 
 pub(super) fn run(config: Option<PathBuf>) -> u8 {
-    let _logging = start_logging();
+    let inherited = Inherited::take();
     let config = match loaded(config) {
         Ok(config) => config,
         Err(code) => return code,
     };
-    for warning in &config.warnings {
-        tracing::warn!(key = warning.key, "{}", warning.text);
-    }
     let sink = match sink(&config.access_log) {
         Ok(sink) => sink,
         Err(error) => {
@@ -44,10 +45,36 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
             return UNAVAILABLE;
         }
     };
-    match start(config, sink, &Clock::System) {
-        Ok(running) => serve(running),
+    // Before any thread is started, for only those that are started later are confined too.
+    let confined = confined(&config);
+    let _logging = start_logging();
+    match confined {
+        Ok(Confinement::Whole) => tracing::info!("confined: files are written below the state and beside the log only"),
+        Ok(Confinement::Part) => tracing::info!("confined in part: this kernel's Landlock is an old one"),
+        Ok(Confinement::None) => tracing::info!("not confined: this kernel has no Landlock"),
+        Err(error) => tracing::warn!(%error, "not confined"),
+    }
+    for warning in &config.warnings {
+        tracing::warn!(key = warning.key, "{}", warning.text);
+    }
+    match start(config, sink, inherited, &Clock::System) {
+        Ok(running) => {
+            service::ready(running.server.address());
+            serve(running)
+        }
         Err(code) => code,
     }
+}
+
+/// Has this thread and all that follow write nothing but state and logs.
+fn confined(config: &Config) -> io::Result<Confinement> {
+    let state = &config.state_directory;
+    DirBuilder::new().recursive(true).mode(0o700).create(state)?;
+    let log = match &config.access_log {
+        AccessLog::Stdout => None,
+        AccessLog::File(path) => Some(path.as_path()),
+    };
+    confine::writes(state, log)
 }
 
 /// Writes, when dropped, what of the program's own log still waits; for a second or so if nobody reads.
@@ -129,18 +156,29 @@ pub(super) struct Running {
 }
 
 /// Watches for signals, opens the audit log, binds and starts, or tells why not and answers the exit code.
-pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) -> Result<Running, u8> {
+pub(super) fn start(
+    config: Config,
+    sink: Box<dyn Write + Send>,
+    inherited: Inherited,
+    clock: &Clock,
+) -> Result<Running, u8> {
     let failed = |error: io::Error| {
         say_error(&format!("error: cannot start: {error}\n"));
         SOFTWARE
     };
     // Once connections are accepted, a signal must already mean a drain.
     let stop = Stop::default();
-    watch_signals(&stop).map_err(failed)?;
+    let signals = watch_signals(&stop).map_err(failed)?;
     let (address, hash, audit) = (config.listener.address, config.hash.clone(), config.audit.clone());
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
-    let listener = server::bind(address).map_err(|error| {
+    let handed = inherited.listener(address).map_err(|error| {
+        say_error(&format!(
+            "error: the sockets that were handed over cannot be used: {error}; the socket unit must have one `ListenStream=`, of TCP\n"
+        ));
+        UNAVAILABLE
+    })?;
+    let listener = handed.map_or_else(|| server::bind(address), Ok).map_err(|error| {
         say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
         UNAVAILABLE
     })?;
@@ -164,6 +202,7 @@ pub(super) fn start(config: Config, sink: Box<dyn Write + Send>, clock: &Clock) 
             return Err(failed(error));
         }
     };
+    signals.spawn(service::keep_watch(server.pulse(), stop));
     let key = scribe.public().fingerprint();
     tracing::info!(%key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
     tracing::info!(address = %server.address(), config = hash, "listening");
@@ -180,10 +219,11 @@ pub(super) fn serve(running: Running) -> u8 {
     FINE
 }
 
-/// Has the first signal to stop drain and a second one end the process at once; answers once both would. Those by which
-/// others reload or reopen are said and ignored.
-fn watch_signals(stop: &Stop) -> io::Result<()> {
+/// Has the first signal to stop drain and a second one end the process at once; answers once both would, with the runtime
+/// that does it. Those by which others reload or reopen are said and ignored.
+fn watch_signals(stop: &Stop) -> io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
     let guard = runtime.enter();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut others = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()]
@@ -209,6 +249,7 @@ fn watch_signals(stop: &Stop) -> io::Result<()> {
         any().await;
         tracing::info!("draining; a second signal stops at once");
         stop.drain();
+        service::stopping();
         any().await;
         tracing::warn!("stopped at once");
         end_logging();
@@ -216,5 +257,5 @@ fn watch_signals(stop: &Stop) -> io::Result<()> {
     };
     let both = async { tokio::join!(obey, ignore) };
     std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(both))?;
-    Ok(())
+    Ok(handle)
 }
