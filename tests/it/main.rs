@@ -24,6 +24,7 @@ mod http2;
 mod layers;
 mod limits;
 mod names;
+mod packaging;
 mod policy;
 mod rest;
 mod rules;
