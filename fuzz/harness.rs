@@ -1,10 +1,11 @@
 //! A real gateway before a service that reads strictly what reaches it, for the targets that fuzz whole connections.
 
 use std::{
+    collections::VecDeque,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,6 +32,10 @@ const IDENTITY: &str = r#"{"user_id":"usr_Fuzz","account_id":"acct_Fuzz"}"#;
 const BODY: &str = r#"{"a":1,"user_id":"usr_Fuzz","account_id":"acct_Fuzz"}"#;
 /// How long nothing comes from the gateway before an input counts as answered.
 const QUIET: Duration = Duration::from_millis(4);
+
+/// The last inputs: a service finds its fault after the input that made it, sometimes some inputs later.
+static RECENT: Mutex<VecDeque<Vec<u8>>> = Mutex::new(VecDeque::new());
+const KEPT: usize = 8;
 
 pub struct Lab {
     address: SocketAddr,
@@ -74,7 +79,7 @@ impl Lab {
         let now = std::time::SystemTime::now();
         let config = config::load(&file, &Environment::from_iter([]), now, Scrutiny::Files).unwrap();
         let settings = server::Settings { workers: Some(1), ..config.into() };
-        let (log, _) = Log::start(Box::new(std::io::sink()), String::new()).unwrap();
+        let (log, _) = Log::start(Box::new(std::io::sink())).unwrap();
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let clock = Clock::Set(Arc::new(AtomicI64::new(NOW)));
         let server = Server::start(listener, settings, &log, &clock, &Stop::default()).unwrap();
@@ -112,6 +117,12 @@ impl Lab {
     /// is quiet. Nothing may have reached the service that no signature permitted; how it is written the service checks
     /// itself.
     pub fn run(&self, protocol: &[u8], bytes: &[u8]) {
+        let mut recent = RECENT.lock().unwrap();
+        if recent.len() == KEPT {
+            recent.pop_front();
+        }
+        recent.push_back(bytes.to_owned());
+        drop(recent);
         let found = self.tags.iter().map(|tag| count(bytes, tag.as_bytes())).sum::<u64>();
         self.permits.fetch_add(found, Ordering::SeqCst);
         let before = self.seen.load(Ordering::SeqCst);
@@ -189,9 +200,13 @@ fn parsed(json: &[u8]) -> Option<serde_json::Value> {
     serde_json::from_slice(json).ok()
 }
 
-/// Panics in a thread are lost; the fuzzer takes this for a crash.
+/// Panics in a thread are lost; the fuzzer takes this for a crash. The input it keeps for it is the one after, so the last
+/// ones are printed.
 fn wrong(what: &str, bytes: &[u8]) -> ! {
-    eprintln!("{what}: {:?}", String::from_utf8_lossy(bytes));
+    eprintln!("FOUND {what}: {}", bytes.escape_ascii());
+    for input in RECENT.lock().unwrap().iter() {
+        eprintln!("INPUT {}", input.escape_ascii());
+    }
     std::process::abort();
 }
 

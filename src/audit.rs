@@ -29,6 +29,8 @@ use chain::Head;
 /// Bytes of records that may wait for the writer, and as many that it holds while it cannot write: each more than a second of
 /// anything this process can decide.
 const WAITING_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+/// Texts of one record.
+const MOST_LISTED: usize = 100;
 /// How long a record may wait for the writer before the disk counts as hanging.
 const HANGING: Duration = Duration::from_secs(2);
 
@@ -61,6 +63,13 @@ pub enum Kind {
     Decision,
     Start,
     Stop,
+    /// Another configuration was put in force, or refused.
+    Reload,
+    /// A secret or a certificate was exchanged.
+    Secret,
+    Certificate,
+    /// What was permitted was ended while it was under way, for a later configuration does not permit it.
+    StreamEnded,
     /// What a crash left of a line was cut off, or records were lost.
     Torn,
     Checkpoint,
@@ -72,11 +81,13 @@ pub struct Audit(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    on_error: OnError,
+    serves_unrecorded: AtomicBool,
     waiting: Mutex<Waiting>,
     wake: Condvar,
     /// Nothing can be written at the moment.
     failing: AtomicBool,
+    /// The number of the last record before this process's first.
+    began_at: u64,
     head: Mutex<Head>,
 }
 
@@ -91,6 +102,8 @@ struct Waiting {
     /// Records for which there was no room.
     lost: u64,
     writer_sleeps: bool,
+    /// How the log is kept from now on, until the writer has taken it.
+    settings: Option<Settings>,
     /// Nothing more comes, and until when writing it is tried.
     finished: Option<Instant>,
 }
@@ -110,6 +123,10 @@ impl Kind {
             Self::Decision => "decision",
             Self::Start => "start",
             Self::Stop => "stop",
+            Self::Reload => "reload",
+            Self::Secret => "secret",
+            Self::Certificate => "certificate",
+            Self::StreamEnded => "stream_ended",
             Self::Torn => "torn",
             Self::Checkpoint => "checkpoint",
         }
@@ -126,11 +143,16 @@ impl Audit {
         writer::start(settings)
     }
 
-    /// Records the decision that `access` tells of; `config` is the hash of the configuration by which it was made. Never
+    /// Records the decision that `access` tells of. Never
     /// waits. Whether the request may go on: not where it could not be recorded and nobody may pass so.
     #[must_use]
-    pub fn decision(&self, access: &Access, config: &str) -> bool {
-        self.push(Kind::Decision, |out| access.print_decision(config, out)) || self.0.on_error == OnError::Serve
+    pub fn decision(&self, access: &Access) -> bool {
+        self.push(Kind::Decision, |out| access.print_decision(out)) || self.serves_unrecorded()
+    }
+
+    /// Records that what `access` tells of was ended for the reason in it.
+    pub fn stream_ended(&self, access: &Access) {
+        let _ = self.push(Kind::StreamEnded, |out| access.print_ended(out));
     }
 
     /// Records that the gateway started to serve under the configuration with this hash.
@@ -138,6 +160,50 @@ impl Audit {
         let _ = self.push(Kind::Start, |out| {
             member(out, "version", env!("CARGO_PKG_VERSION"));
             member(out, "config", config);
+        });
+    }
+
+    /// Keeps the log in another way from now on; in the same folder.
+    pub fn change(&self, settings: Settings) {
+        self.0.serves_unrecorded.store(settings.on_error == OnError::Serve, Ordering::Relaxed);
+        let mut waiting = self.0.waiting();
+        waiting.settings = Some(settings);
+        self.0.wake(waiting);
+    }
+
+    /// Records that the configuration with the hash `config` was put in force, and what is different in it.
+    pub fn reloaded(&self, config: &str, changes: &[String]) {
+        let _ = self.push(Kind::Reload, |out| {
+            member(out, "outcome", "in_force");
+            member(out, "config", config);
+            list(out, "changes", changes);
+        });
+    }
+
+    /// Records that a configuration was refused, and why, so that the one with the hash `config` stays in force.
+    pub fn reload_refused(&self, config: &str, reasons: &[String]) {
+        let _ = self.push(Kind::Reload, |out| {
+            member(out, "outcome", "refused");
+            member(out, "config", config);
+            list(out, "reasons", reasons);
+        });
+    }
+
+    /// Records that what `key` refers to holds another secret.
+    pub fn secret_exchanged(&self, key: &str) {
+        let _ = self.push(Kind::Secret, |out| {
+            member(out, "event", "exchanged");
+            member(out, "key", key);
+        });
+    }
+
+    /// Records that what `key` refers to holds another certificate or key; `fingerprint`, the listener's certificate in
+    /// force (hex SHA-256).
+    pub fn certificate_exchanged(&self, key: &str, fingerprint: &str) {
+        let _ = self.push(Kind::Certificate, |out| {
+            member(out, "event", "exchanged");
+            member(out, "key", key);
+            member(out, "fingerprint", fingerprint);
         });
     }
 
@@ -154,14 +220,23 @@ impl Audit {
         }
     }
 
+    fn serves_unrecorded(&self) -> bool {
+        self.0.serves_unrecorded.load(Ordering::Relaxed)
+    }
+
     /// Whether nobody may pass because nothing can be recorded.
     pub fn refuses(&self) -> bool {
-        self.0.on_error == OnError::Refuse && self.is_failing()
+        !self.serves_unrecorded() && self.is_failing()
     }
 
     /// Whether nothing can be recorded at the moment.
     pub fn is_failing(&self) -> bool {
         self.0.failing.load(Ordering::Relaxed)
+    }
+
+    /// The number of the last record that was there before this process wrote any.
+    pub fn began_at(&self) -> u64 {
+        self.0.began_at
     }
 
     /// The last record that was written.
@@ -203,6 +278,23 @@ impl Shared {
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Appends `,"name":["value",…]`: the first [`MOST_LISTED`], and how many there are where there are more.
+fn list(out: &mut Vec<u8>, name: &str, values: &[String]) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":[");
+    for (place, value) in values.iter().take(MOST_LISTED).enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        print_text(value, out);
+    }
+    out.push(b']');
+    if values.len() > MOST_LISTED {
+        out.extend_from_slice(format!(",\"more_{name}\":{}", values.len() - MOST_LISTED).as_bytes());
     }
 }
 

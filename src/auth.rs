@@ -9,7 +9,7 @@ use http::HeaderMap;
 use crate::{
     identity::{AccountId, RoleId, UserId},
     json::Document,
-    signature::Malformed,
+    signature::{KeyId, Malformed},
 };
 
 mod claims;
@@ -76,6 +76,7 @@ pub struct Principal {
     account: AccountId,
     roles: Vec<RoleId>,
     signed: Coverage,
+    key: KeyId,
 }
 
 /// Why nobody was proven. What stands behind `proven` may be told only because the MAC held.
@@ -131,6 +132,13 @@ impl Scheme {
     pub fn check_form(&self, headers: &HeaderMap) -> Result<(), Error> {
         match self {
             Self::StripeApp(_) => stripe_app::signature_of(headers).map(|_| ()),
+        }
+    }
+
+    /// Whether what proved `principal` would still prove it: the secret that the MAC was made with.
+    pub fn holds(&self, principal: &Principal) -> bool {
+        match self {
+            Self::StripeApp(app) => app.keys.iter().any(|key| key.id() == principal.key),
         }
     }
 }
@@ -228,6 +236,10 @@ impl Principal {
             account: AccountId::parse(account).unwrap(),
             roles: roles.iter().map(|role| RoleId::parse(role).unwrap()).collect(),
             signed,
+            key: crate::signature::SigningKey::new(
+                &crate::secret::SigningSecret::parse("absec_1".to_owned().into()).unwrap(),
+            )
+            .id(),
         }
     }
 }

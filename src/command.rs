@@ -18,10 +18,10 @@ pub mod check;
 mod completions;
 mod dev;
 mod explain;
+mod health;
 mod man;
 mod manifest;
 mod run;
-pub mod service;
 mod sign;
 
 /// What was asked was done.
@@ -70,6 +70,12 @@ enum Command {
     Sign(Box<sign::Options>),
     /// Reads a captured request (raw HTTP, curl line or HAR file) and says whether the gateway would take it, and why not.
     Explain(explain::Options),
+    /// Asks the gateway that runs with a configuration whether it is ready.
+    Health {
+        /// The configuration, found as `run` finds it.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
     /// Looks at the audit log.
     #[command(subcommand)]
     Audit(audit::Task),
@@ -120,6 +126,7 @@ pub fn main() -> u8 {
         }
         Command::Sign(options) => sign::run(&options),
         Command::Explain(options) => explain::run(&options),
+        Command::Health { config } => health::run(config),
         Command::Audit(task) => audit::run(&task),
         Command::Manifest { config } => manifest::run(config),
         Command::Completions { shell } => completions::run(shell),

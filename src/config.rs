@@ -4,8 +4,9 @@
 //! with any of it, so that what it answers needs no second look.
 
 use std::{
-    fs,
+    fs, io,
     net::SocketAddr,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -25,7 +26,9 @@ mod header_edits;
 mod limits;
 mod listener;
 mod mask;
+mod operations;
 mod origin;
+mod outline;
 mod problem;
 mod proxies;
 mod reference;
@@ -42,6 +45,7 @@ use source::Source;
 
 pub use environment::Environment;
 pub(crate) use mask::masked;
+pub use outline::{Change, How, Outline, Seen, SourceKind, Sources};
 pub use problem::{Errors, Excerpt, Place, Problem};
 
 /// A configuration in which nothing is left to check: what it refers to was read, what it names exists.
@@ -50,8 +54,12 @@ pub struct Config {
     /// SHA-256 over the configuration in force (the file's bytes and the environment's overrides), in hex; the log
     /// names it.
     pub hash: String,
+    /// Its keys, to tell it from another.
+    pub outline: Outline,
     pub state_directory: PathBuf,
     pub listener: Listener,
+    /// Where health and metrics are told; `None`: nowhere.
+    pub operations: Option<SocketAddr>,
     /// In the order in which routes refer to them.
     pub upstreams: Vec<Settings>,
     pub routes: RouteTable,
@@ -78,6 +86,7 @@ pub struct Listener {
 impl From<Config> for server::Settings {
     fn from(config: Config) -> Self {
         Self {
+            config: config.hash.into(),
             certificate: config.listener.certificates,
             names: config.listener.names,
             trusted_proxies: config.listener.trusted_proxies,
@@ -98,6 +107,20 @@ pub enum AccessLog {
     File(PathBuf),
 }
 
+impl AccessLog {
+    /// What takes the lines.
+    ///
+    /// # Errors
+    /// The system's, if the file cannot be opened or made.
+    pub fn open(&self) -> io::Result<Box<dyn io::Write + Send>> {
+        Ok(match self {
+            // Unbuffered, for the log gathers lines itself and must know what was written.
+            Self::Stdout => Box::new(fs::File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+            Self::File(path) => Box::new(fs::OpenOptions::new().append(true).create(true).open(path)?),
+        })
+    }
+}
+
 /// A risk that is allowed but should be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
@@ -109,10 +132,13 @@ pub struct Warning {
 }
 
 /// How thoroughly a configuration is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scrutiny {
+#[derive(Clone, Copy, Debug)]
+pub enum Scrutiny<'s> {
     /// As at start.
     Files,
+    /// As while one is in force that was read from these: a certificate that has expired is refused, unless it is the one in
+    /// force.
+    Reload(&'s Sources),
     /// The names of upstreams must resolve as well.
     Names,
 }
@@ -135,7 +161,30 @@ pub fn default_path(given: Option<PathBuf>, environment: &Environment) -> PathBu
 ///
 /// # Errors
 /// [`Errors`], all of them at once, in the order of the file; mistakes in its syntax hide the others.
-pub fn load(path: &Path, environment: &Environment, now: SystemTime, scrutiny: Scrutiny) -> Result<Config, Errors> {
+pub fn load(path: &Path, environment: &Environment, now: SystemTime, scrutiny: Scrutiny<'_>) -> Result<Config, Errors> {
+    load_from(path, environment, now, scrutiny).0
+}
+
+/// The same, with the files that it was read from, or tried to be.
+pub fn load_from(
+    path: &Path,
+    environment: &Environment,
+    now: SystemTime,
+    scrutiny: Scrutiny<'_>,
+) -> (Result<Config, Errors>, Sources) {
+    let mut sources = Sources::default();
+    sources.note("", SourceKind::Configuration, path);
+    let loaded = read_whole(path, environment, now, scrutiny, &mut sources);
+    (loaded, sources)
+}
+
+fn read_whole(
+    path: &Path,
+    environment: &Environment,
+    now: SystemTime,
+    scrutiny: Scrutiny<'_>,
+    sources: &mut Sources,
+) -> Result<Config, Errors> {
     let name: Arc<str> = masked(&path.to_string_lossy()).into();
     let bytes = read(path, &name)?;
     let mut hash = Sha256::new();
@@ -154,13 +203,14 @@ pub fn load(path: &Path, environment: &Environment, now: SystemTime, scrutiny: S
         Errors::new(vec![Problem { file: name, place: Place::File, message, suggestion: None }])
     })?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let resolve = scrutiny == Scrutiny::Names;
-    let context = Context::new(&source, environment, folder, now, environment::by_path(&overrides), resolve);
+    let overrides = environment::by_path(&overrides);
+    let context = Context::new(&source, environment, folder, now, overrides, scrutiny, std::mem::take(sources));
     for refused in unknown {
         context.report(Place::Variable(refused.variable), &refused.message, Some(&refused.suggestion));
     }
     let config = assembled(&context, &merged, hex(&hash.finalize()));
-    let (problems, warnings) = context.finish();
+    let (problems, warnings, read) = context.finish();
+    *sources = read;
     match config {
         Some(config) if problems.is_empty() => Ok(Config { warnings, ..config }),
         _ => Err(Errors::new(problems)),
@@ -222,6 +272,7 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
         Some(item) => item.text().map(|text| context.file(text)),
     };
     let listener = listener::listener(&root);
+    let operations = operations::operations(&root, listener.as_ref().map(|listener| listener.address));
     let apps = app::apps(&root);
     let mut upstreams = upstreams::Upstreams::read(&root);
     let limits = limits::limits(&root);
@@ -233,9 +284,11 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
     let state_directory = state_directory?;
     Some(Config {
         hash,
+        outline: Outline::of(merged),
         audit: audit::Settings { state_directory: state_directory.clone(), ..audit? },
         state_directory,
         listener: listener?,
+        operations: operations?,
         upstreams: upstreams.list,
         routes: routes.ok()?,
         limits: limits?,

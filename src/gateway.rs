@@ -24,28 +24,38 @@ use crate::{
     record::{Access, Asked, Decision, Log},
     rejection::Rejection,
     route::{Route, RouteTable},
+    tally::Tally,
     upstream::{Answered, Outgoing, Payload, Upstream},
 };
 
 mod exchange;
 mod head;
+mod rules;
 mod tunnel;
 
 pub use exchange::{Activity, Busy, Exchange};
 pub use head::Fault;
+pub use rules::Rules;
 pub use tunnel::Tunnel;
 
+use rules::{Manner, Standing};
 use tunnel::Asks;
 
 /// The body of every answer.
 pub type Answer = body::Answer<Exchange>;
 
-/// One worker's gateway: what is configured, and connections of its own to the upstreams.
+/// One worker's gateway: what is configured, and connections of its own to the upstreams. A reload makes another; a request
+/// keeps the one that it began with.
 #[derive(Debug)]
 pub struct Gateway {
+    /// The hash of the configuration.
+    pub config: Arc<str>,
     pub routes: Arc<RouteTable>,
+    /// Which edition of [`Rules`] its routes are, and the rules in force, which may be later ones.
+    pub edition: u64,
+    pub rules: Arc<Rules>,
     /// In the order of the configuration, which routes point into.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<Arc<Upstream>>,
     pub limits: Limits,
     /// Lower-case host names; empty: any.
     pub names: Arc<[String]>,
@@ -53,6 +63,8 @@ pub struct Gateway {
     pub trusted_proxies: Arc<Proxies>,
     pub room: Arc<Room>,
     pub hits: Arc<Hits>,
+    /// What no route took.
+    pub unrouted: Arc<Tally>,
     pub log: Log,
     /// `None` where nothing is kept of decisions.
     pub audit: Option<Audit>,
@@ -103,9 +115,10 @@ impl Gateway {
         let mut body = Some(body);
         let now = self.clock.now();
         let client = arrival.client.as_ref().map(|peer| self.trusted_proxies.client(peer, &parts.headers));
-        let record = access(arrival.fault, client.clone(), &parts, now);
+        let record = access(&self.config, arrival.fault, client.clone(), &parts, now);
         let activity = arrival.busy.activity();
-        let mut exchange = Exchange::open(&self.log, self.audit.as_ref(), record, arrival.busy, arrival.pace);
+        let (log, unrouted, audit) = (&self.log, &self.unrouted, self.audit.as_ref());
+        let mut exchange = Exchange::open(log, unrouted, audit, record, arrival.busy, arrival.pace);
 
         let checked = head::check(&parts, arrival.fault, &self.limits);
         // Nothing behind a head without one reading is taken for another request.
@@ -156,8 +169,8 @@ impl Gateway {
         let (parts, body) = request.into_parts();
         let mut body = Some(body);
         let now = self.clock.now();
-        let record = access(arrival.fault, None, &parts, now);
-        let mut exchange = Exchange::open(&self.log, None, record, arrival.busy, None);
+        let record = access(&self.config, arrival.fault, None, &parts, now);
+        let mut exchange = Exchange::open(&self.log, &self.unrouted, None, record, arrival.busy, None);
         head::check(&parts, arrival.fault, &self.limits)?;
         if cors::is_preflight(&parts.method, &parts.headers) {
             return Ok(Verdict::Preflight);
@@ -187,6 +200,17 @@ impl Gateway {
             other => other?,
         };
         let permit = admitted.permit()?;
+        if let Some(target) = parts.uri.path_and_query() {
+            let (has_body, switches) = (admitted.limited.is_there(), admitted.asks == Asks::WebSocket);
+            let manner = Manner { method: &parts.method, target, has_body, switches };
+            exchange.note_standing(Standing::new(
+                &self.rules,
+                self.edition,
+                permit.principal(),
+                admitted.route,
+                manner,
+            ));
+        }
         let answered = self.ask(&permit, parts, &admitted, client, body, exchange).await?;
         Ok(self.passable(answered, parts, admitted.route, exchange))
     }
@@ -312,8 +336,22 @@ impl Gateway {
             response_timeout: route.response_timeout,
         };
         let began = Instant::now();
-        let answered = upstream.send(permit, outgoing).await;
-        exchange.note_upstream_time(began.elapsed());
+        let answered = if upload.is_none() {
+            upstream.send(permit, outgoing).await
+        } else {
+            // It may last; whoever sends it may lose the right to meanwhile.
+            tokio::select! {
+                biased;
+                answered = upstream.send(permit, outgoing) => answered,
+                revoked = exchange.revoked() => {
+                    *body = upload.and_then(Upload::into_unread);
+                    return Err(revoked);
+                }
+            }
+        };
+        let time = began.elapsed();
+        upstream.note_time(time);
+        exchange.note_upstream_time(time);
         answered.map_err(|error| {
             *body = upload.and_then(Upload::into_unread);
             error.into()
@@ -325,7 +363,7 @@ impl Gateway {
         let (mut parts, body) = answered.response.into_parts();
         let upgrading = parts.extensions.remove::<OnUpgrade>();
         let length_only = asked.method == Method::HEAD;
-        let upstream = self.upstreams.get(route.upstream);
+        let upstream = self.upstreams.get(route.upstream).map(Arc::as_ref);
         let is_upstream = |scheme: Option<&str>, host: &str, port| {
             upstream.is_some_and(|upstream| upstream.has_server(scheme, host, port))
         };
@@ -407,10 +445,17 @@ fn leave_unread(parts: &Parts, body: Incoming, limits: &Limits, activity: Arc<Ac
 }
 
 /// The record of a request as it begins; of one at fault, the stand-in's head is not told.
-fn access(fault: Option<Fault>, client: Option<Client>, parts: &Parts, arrived: SystemTime) -> Box<Access> {
+fn access(
+    config: &Arc<str>,
+    fault: Option<Fault>,
+    client: Option<Client>,
+    parts: &Parts,
+    arrived: SystemTime,
+) -> Box<Access> {
     let asked =
         fault.is_none().then(|| Asked { method: parts.method.clone(), target: parts.uri.path_and_query().cloned() });
     Box::new(Access {
+        config: Arc::clone(config),
         arrived,
         started: Instant::now(),
         request_id: exchange::request_id(arrived),

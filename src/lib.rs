@@ -18,6 +18,7 @@ pub mod limits;
 pub mod path;
 pub mod secret;
 pub mod signature;
+pub mod tally;
 
 // Rules: decisions over values.
 pub mod auth;
@@ -40,5 +41,8 @@ pub mod upstream;
 pub mod rejection;
 pub mod gateway;
 pub mod server;
+pub mod service;
 pub mod config;
+pub mod reload;
+pub mod operations;
 pub mod command;

@@ -4,6 +4,7 @@
 //! does not fit is dropped, counted, and the count is said.
 
 use std::{
+    fmt,
     io::{self, Write},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -40,7 +41,6 @@ pub struct Writer {
 
 #[derive(Debug)]
 struct Shared {
-    config: String,
     waiting: Mutex<Waiting>,
     wake: Condvar,
     dropped: AtomicU64,
@@ -64,17 +64,27 @@ struct Waiting {
     /// Why the sink last took less than it was given.
     fault: Option<io::ErrorKind>,
     writer_sleeps: bool,
+    /// Where the lines go from now on, until the writer has taken it.
+    sink: Option<Sink>,
     finished: bool,
 }
 
+/// What takes the lines.
+struct Sink(Box<dyn Write + Send>);
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sink")
+    }
+}
+
 impl Log {
-    /// Starts a log into `sink`; `config` is the hash of the configuration in force.
+    /// Starts a log into `sink`.
     ///
     /// # Errors
     /// The system's, if no thread can be started.
-    pub fn start(sink: Box<dyn Write + Send>, config: String) -> io::Result<(Self, Writer)> {
+    pub fn start(sink: Box<dyn Write + Send>) -> io::Result<(Self, Writer)> {
         let shared = Arc::new(Shared {
-            config,
             waiting: Mutex::new(Waiting::default()),
             wake: Condvar::new(),
             dropped: AtomicU64::new(0),
@@ -92,7 +102,7 @@ impl Log {
     pub fn push(&self, record: &Access) {
         let mut waiting = self.shared.waiting();
         let before = waiting.lines.len();
-        if before >= WAITING_LIMIT_BYTES || record.print(&self.shared.config, &mut waiting.lines).is_err() {
+        if before >= WAITING_LIMIT_BYTES || record.print(&mut waiting.lines).is_err() {
             waiting.lines.truncate(before);
             drop(waiting);
             self.shared.lose(1);
@@ -106,9 +116,10 @@ impl Log {
         }
     }
 
-    /// The hash of the configuration in force.
-    pub fn config(&self) -> &str {
-        &self.shared.config
+    /// Goes on in `sink`, with the next line: the file was moved away, or another one is named.
+    pub fn reopen(&self, sink: Box<dyn Write + Send>) {
+        self.shared.waiting().sink = Some(Sink(sink));
+        self.shared.wake.notify_one();
     }
 
     /// Lines that were dropped so far.
@@ -151,7 +162,13 @@ impl Shared {
         // The rest of a line whose beginning is in the sink already: it goes first, or the next line would be torn too.
         let mut torn = Vec::new();
         loop {
-            let finished = self.take(&mut lines);
+            let (finished, next) = self.take(&mut lines);
+            if let Some(Sink(next)) = next {
+                sink = next;
+                // The beginning of that line is where it was.
+                self.lose(u64::from(!torn.is_empty()));
+                torn.clear();
+            }
             let begun = !torn.is_empty();
             torn.append(&mut lines);
             let (length, fault) = write(&mut *sink, &torn);
@@ -196,17 +213,18 @@ impl Shared {
         }
     }
 
-    /// Moves what waits into `lines`, sleeping until there is something; whether it is the last.
-    fn take(&self, lines: &mut Vec<u8>) -> bool {
+    /// Moves what waits into `lines`, sleeping until there is something; whether it is the last, and where it goes if that
+    /// is somewhere else.
+    fn take(&self, lines: &mut Vec<u8>) -> (bool, Option<Sink>) {
         let mut waiting = self.waiting();
-        while waiting.lines.is_empty() && !waiting.finished {
+        while waiting.lines.is_empty() && !waiting.finished && waiting.sink.is_none() {
             waiting.writer_sleeps = true;
             waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         waiting.writer_sleeps = false;
         std::mem::swap(&mut waiting.lines, lines);
         waiting.writing = std::mem::take(&mut waiting.count);
-        waiting.finished
+        (waiting.finished, waiting.sink.take())
     }
 }
 
@@ -244,6 +262,7 @@ mod tests {
 
     fn record(path: &str) -> Access {
         Access {
+            config: "c".into(),
             arrived: SystemTime::UNIX_EPOCH,
             started: Instant::now(),
             request_id: http::HeaderValue::from_static("r"),
@@ -297,7 +316,7 @@ mod tests {
     #[test]
     fn a_record_is_one_line_of_json_whatever_is_in_it() {
         let (sender, receiver) = mpsc::channel();
-        let (log, writer) = Log::start(Box::new(Channel(sender)), "c".into()).unwrap();
+        let (log, writer) = Log::start(Box::new(Channel(sender))).unwrap();
         log.push(&record("/a{\"x\":1}?secret"));
         writer.finish(Duration::from_secs(5));
         let bytes: Vec<u8> = receiver.iter().flatten().collect();
@@ -337,7 +356,7 @@ mod tests {
         for room in [0, 1, 100, 700, 1000] {
             let disk = Disk::default();
             disk.0.lock().unwrap().1 = room;
-            let (log, writer) = Log::start(Box::new(disk.clone()), "c".into()).unwrap();
+            let (log, writer) = Log::start(Box::new(disk.clone())).unwrap();
             for _ in 0..5 {
                 log.push(&record("/before"));
             }
@@ -359,9 +378,31 @@ mod tests {
     }
 
     #[test]
+    fn another_sink_takes_what_comes_after_and_no_part_of_a_line() {
+        let (old, new) = (Disk::default(), Disk::default());
+        // There is room for a part of the second line.
+        old.0.lock().unwrap().1 = 700;
+        new.0.lock().unwrap().1 = usize::MAX;
+        let (log, writer) = Log::start(Box::new(old.clone())).unwrap();
+        log.push(&record("/before"));
+        log.push(&record("/torn"));
+        log.push(&record("/lost"));
+        while log.dropped() == 0 {
+            std::thread::yield_now();
+        }
+        log.reopen(Box::new(new.clone()));
+        log.push(&record("/after"));
+        writer.finish(Duration::from_secs(5));
+        let bytes = new.0.lock().unwrap().0.clone();
+        let line: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!((line["url.path"].as_str(), log.dropped()), (Some("/after"), 2));
+        assert!(old.0.lock().unwrap().0.starts_with(b"{"));
+    }
+
+    #[test]
     fn a_sink_that_hangs_holds_up_nobody_and_what_is_lost_is_counted() {
         let (release, hold) = mpsc::channel::<()>();
-        let (log, writer) = Log::start(Box::new(Stuck(hold)), "c".into()).unwrap();
+        let (log, writer) = Log::start(Box::new(Stuck(hold))).unwrap();
         let path = format!("/{}", "x".repeat(10_000));
         let began = Instant::now();
         let pushed = 2_000;

@@ -2,12 +2,14 @@
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
     auth::Scheme,
     path::{Ambiguous, CanonicalPath},
     policy::Policy,
+    tally::Tally,
 };
 
 /// What happens to the requests for one path of the configuration.
@@ -29,6 +31,8 @@ pub struct Route {
     pub websocket: bool,
     pub request_headers: HeaderEdits,
     pub response_headers: HeaderEdits,
+    /// What passed; a later configuration's route for the same path counts on.
+    pub tally: ArcSwap<Tally>,
 }
 
 /// Headers set and removed on the way, after everything that is ours was decided.
@@ -196,6 +200,23 @@ impl RouteTable {
         deep.iter().rev().chain(shallow.iter().rev()).find_map(|at| found(decoded.get(..=*at)?))
     }
 
+    /// Counts on where `before` is, whose place this table takes: routes by their path, secrets by their app.
+    pub fn go_on_from(&self, before: &Self) {
+        let mut apps = HashMap::new();
+        for route in &before.routes {
+            apps.insert(&route.app, &route.scheme);
+        }
+        for route in &self.routes {
+            if let Some(same) = before.by_path.get(&route.pattern.decoded).and_then(|place| before.routes.get(*place)) {
+                route.tally.store(same.tally.load_full());
+            }
+            match (&*route.scheme, apps.get(&route.app).map(|scheme| &***scheme)) {
+                (Scheme::StripeApp(app), Some(Scheme::StripeApp(before))) => app.go_on_from(before),
+                (Scheme::StripeApp(_), None) => {}
+            }
+        }
+    }
+
     /// All routes in the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.routes.iter()
@@ -224,6 +245,7 @@ mod tests {
             websocket: false,
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
+            tally: ArcSwap::default(),
         })
     }
 

@@ -8,20 +8,16 @@ use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle};
 
 use rustls::sign::CertifiedKey;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::Audit,
-    body::Room,
     clock::Clock,
-    gateway::Gateway,
     headers::Proxies,
-    limits::{Hits, Limit, Limits},
+    limits::{Limit, Limits},
     record::Log,
     route::RouteTable,
-    tls,
-    upstream::{self, Upstream},
+    upstream,
 };
 
 mod connection;
@@ -29,15 +25,18 @@ mod crowd;
 mod descriptors;
 mod door;
 mod frames;
+mod house;
 mod proxy;
 mod pulse;
 mod stall;
+mod traffic;
 pub mod wire;
 
-use crowd::Crowd;
 use door::{Accepted, Door};
 
+pub use house::House;
 pub use pulse::Pulse;
+pub use traffic::{Outcome, Spoken, Traffic};
 
 /// Connections that the system may hold before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -45,6 +44,8 @@ const BACKLOG: i32 = 4096;
 /// What a server serves.
 #[derive(Debug)]
 pub struct Settings {
+    /// The hash of the configuration that these come from.
+    pub config: Arc<str>,
     pub certificate: Arc<CertifiedKey>,
     /// Lower-case host names; empty: any.
     pub names: Vec<String>,
@@ -55,9 +56,9 @@ pub struct Settings {
     pub routes: RouteTable,
     pub upstreams: Vec<upstream::Settings>,
     pub limits: Limits,
-    /// Where decisions are recorded; `None`: nowhere.
+    /// Where decisions are recorded; `None`: nowhere. It stays when others of these are put in force.
     pub audit: Option<Audit>,
-    /// Worker threads; `None`: as many as the process may use cores.
+    /// Worker threads; `None`: as many as the process may use cores. It stays likewise.
     pub workers: Option<usize>,
 }
 
@@ -65,7 +66,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    hits: Arc<Hits>,
+    house: Arc<House>,
     pulse: Pulse,
     threads: Vec<JoinHandle<()>>,
 }
@@ -116,88 +117,47 @@ impl Server {
         stop: &Stop,
     ) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let tls = Arc::new(tls::server(Arc::clone(&settings.certificate)).map_err(io::Error::other)?);
-        let routes = Arc::new(settings.routes);
-        let names: Arc<[String]> = settings.names.into();
-        let trusted_proxies = Arc::new(settings.trusted_proxies);
-        let room = Arc::new(Room::new(settings.limits.buffered_bytes, settings.limits.buffered_bytes_per_address));
-        let hits = Arc::new(Hits::default());
-        let shared: Vec<_> = settings.upstreams.into_iter().map(upstream::Shared::new).collect();
-        let crowd = Crowd::new(&settings.limits, Arc::clone(&hits));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-
-        let (senders, receivers): (Vec<_>, Vec<_>) =
-            (0..settings.workers.unwrap_or(cores).max(1)).map(|_| mpsc::unbounded_channel()).unzip();
-        let mut door = Some(Door {
-            listener,
-            workers: senders,
-            stop: stop.clone(),
-            crowd: Arc::clone(&crowd),
-            proxies: settings.proxy_protocol,
-            delay: settings.limits.drain_delay,
-        });
-        let (mut threads, mut handles) = (Vec::new(), Vec::new());
-        for (number, receiver) in receivers.into_iter().enumerate() {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            handles.push(runtime.handle().clone());
-            let worker = Worker {
-                receiver,
-                tls: TlsAcceptor::from(Arc::clone(&tls)),
-                stop: stop.clone(),
-                crowd: Arc::clone(&crowd),
-            };
-            let (routes, names, room, hits, shared) =
-                (Arc::clone(&routes), Arc::clone(&names), Arc::clone(&room), Arc::clone(&hits), shared.clone());
-            let trusted_proxies = Arc::clone(&trusted_proxies);
-            let (log, audit, clock) = (log.clone(), settings.audit.clone(), clock.clone());
-            let limits = settings.limits.clone();
+        let workers = settings.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let runtimes = (0..workers.max(1))
+            .map(|_| tokio::runtime::Builder::new_current_thread().enable_all().build())
+            .collect::<io::Result<Vec<_>>>()?;
+        let first = runtimes.first().map(|runtime| runtime.handle().clone()).ok_or(io::ErrorKind::InvalidInput)?;
+        let pulse = Pulse::of(runtimes.iter().map(|runtime| runtime.handle().clone()).collect());
+        let house = Arc::new(House::open(settings, runtimes.len(), log, clock, first)?);
+        let (senders, receivers): (Vec<_>, Vec<_>) = runtimes.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let mut door = Some(Door { listener, workers: senders, stop: stop.clone(), house: Arc::clone(&house) });
+        let mut threads = Vec::new();
+        for ((number, receiver), runtime) in receivers.into_iter().enumerate().zip(runtimes) {
+            let worker = Worker { number, receiver, stop: stop.clone(), house: Arc::clone(&house) };
             let door = door.take();
             let serve = move || {
                 runtime.block_on(async {
-                    let upstreams = shared.iter().map(Upstream::new).collect();
                     if let Some(door) = door {
-                        // They end with the runtime.
-                        for upstream in shared {
-                            tokio::spawn(upstream.watch());
-                        }
                         // It ends when nothing more is accepted, and with it the workers' work.
                         tokio::spawn(door.run());
                     }
-                    worker
-                        .run(Gateway {
-                            routes,
-                            upstreams,
-                            limits,
-                            names,
-                            trusted_proxies,
-                            room,
-                            hits,
-                            log,
-                            audit,
-                            clock,
-                        })
-                        .await;
+                    worker.run().await;
                 });
                 runtime.shutdown_background();
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(serve)?);
         }
-        Ok(Self { address, hits, pulse: Pulse::of(handles), threads })
+        Ok(Self { address, house, pulse, threads })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// How often each limit was hit so far.
-    pub fn hits(&self) -> &Hits {
-        &self.hits
+    /// What puts other settings in force while it runs.
+    pub fn house(&self) -> &Arc<House> {
+        &self.house
     }
 
     /// Tells whether its workers still turn.
     pub fn pulse(&self) -> Pulse {
         self.pulse.clone()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Waits until it has stopped.
@@ -216,7 +176,7 @@ impl Stop {
         self.drain.cancel();
     }
 
-    /// Whether it has been told to stop.
+    /// Whether that has begun.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
     }
@@ -230,28 +190,28 @@ impl Stop {
 
 /// One thread's share of the connections.
 struct Worker {
+    number: usize,
     receiver: mpsc::UnboundedReceiver<Accepted>,
-    tls: TlsAcceptor,
     stop: Stop,
-    crowd: Arc<Crowd>,
+    house: Arc<House>,
 }
 
 impl Worker {
-    async fn run(mut self, gateway: Gateway) {
-        let (drain, hits) = (gateway.limits.drain, Arc::clone(&gateway.hits));
-        let gateway = Arc::new(gateway);
+    async fn run(mut self) {
+        let Some(desk) = self.house.desk(self.number) else { return };
         let connections = TaskTracker::new();
         while let Some(accepted) = self.receiver.recv().await {
-            let (gateway, tls, drain) = (Arc::clone(&gateway), self.tls.clone(), self.stop.drain.clone());
-            connections.spawn(connection::serve(accepted, tls, gateway, drain));
+            let (desk, tls, drain) = (Arc::clone(&desk), self.house.tls(), self.stop.drain.clone());
+            connections.spawn(connection::serve(accepted, tls, desk, drain));
         }
         connections.close();
+        let gateway = desk.gateway.load_full();
         tokio::select! {
             () = connections.wait() => {}
             () = self.stop.cut.cancelled() => {}
-            () = tokio::time::sleep(drain) => {
-                hits.hit(Limit::Drain);
-                tracing::warn!(connections = self.crowd.len(), "cut what still ran at the end of the drain");
+            () = tokio::time::sleep(gateway.limits.drain) => {
+                gateway.hits.hit(Limit::Drain);
+                tracing::warn!(connections = self.house.crowd.len(), "cut what still ran at the end of the drain");
             }
         }
     }

@@ -3,13 +3,18 @@
 //! Source: Stripe, "Build a UI extension back end", <https://docs.stripe.com/stripe-apps/build-backend>; the grammar
 //! is stricter than that of Stripe's own libraries, so that a header has one spelling only.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::secret::SigningSecret;
+
+mod uses;
+
+pub use uses::Uses;
 
 /// The longest header value that is looked at, in bytes.
 pub const HEADER_LIMIT_BYTES: usize = 4096;
@@ -126,18 +131,50 @@ impl<'h> Signature<'h> {
 ///
 /// Preparing it costs two SHA-256 blocks, a third of what a short message costs in all.
 #[derive(Clone)]
-pub struct SigningKey(Hmac<Sha256>);
+pub struct SigningKey {
+    mac: Hmac<Sha256>,
+    id: KeyId,
+    uses: Arc<ArcSwap<Uses>>,
+}
+
+/// Tells keys apart, within this process only: it is made of the secret.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyId([u8; 32]);
 
 impl SigningKey {
     /// Prepares `secret`, the whole of whose text is the key.
     #[expect(clippy::expect_used, clippy::missing_panics_doc, reason = "HMAC takes a key of any length")]
     pub fn new(secret: &SigningSecret) -> Self {
-        Self(Hmac::new_from_slice(secret.expose().as_bytes()).expect("a key of any length"))
+        let secret = secret.expose().as_bytes();
+        let mac = Hmac::new_from_slice(secret).expect("a key of any length");
+        Self { mac, id: KeyId(Sha256::digest(secret).into()), uses: Arc::default() }
+    }
+
+    /// Which key it is.
+    pub fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// How often it matched, and when last; shared by all who hold the key.
+    pub fn uses(&self) -> Arc<Uses> {
+        self.uses.load_full()
+    }
+
+    /// One more use, at `now` (seconds since the epoch).
+    pub fn note_use(&self, now: i64) {
+        self.uses.load().note(now);
+    }
+
+    /// Counts together with `before`, the same key of a configuration that this one's replaces.
+    pub fn go_on_from(&self, before: &Self) {
+        if self.id == before.id {
+            self.uses.store(before.uses());
+        }
     }
 
     /// HMAC-SHA256 of `timestamp + "." + payload`.
     pub fn tag(&self, timestamp: &str, payload: &[u8]) -> Tag {
-        let mut mac = self.0.clone();
+        let mut mac = self.mac.clone();
         mac.update(timestamp.as_bytes());
         mac.update(b".");
         mac.update(payload);
@@ -152,6 +189,12 @@ impl SigningKey {
             let _ = write!(header, "{byte:02x}");
         }
         header
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyId(redacted)")
     }
 }
 

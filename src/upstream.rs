@@ -16,6 +16,7 @@ use crate::{
     body::{self, Outbound, Progress, Upload},
     headers,
     policy::Permit,
+    tally::Histogram,
 };
 
 pub mod address;
@@ -40,7 +41,7 @@ use pool::{Failed, Lease, Message, Pool};
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// The servers that do one job, and how they are reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The name in the configuration, or the origin that a route gave.
     pub name: Arc<str>,
@@ -65,11 +66,19 @@ pub struct Settings {
     /// How many requests may be sent a second time, of a hundred.
     pub retry_budget: u32,
     /// For `https://` servers: how they prove themselves, and we ourselves.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    pub tls: Option<Tls>,
     /// The name asked for and checked in their certificate, in place of the host.
     pub server_name: Option<ServerName<'static>>,
     /// Whether a name may lead to link-local and metadata addresses.
     pub allows_link_local: bool,
+}
+
+/// TLS towards servers, and what it was made of.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub config: Arc<rustls::ClientConfig>,
+    /// SHA-256 over the authorities, the certificate and its key; zeros for the trust of this system.
+    pub digest: [u8; 32],
 }
 
 /// What all workers share of an upstream.
@@ -79,6 +88,7 @@ pub struct Shared {
     dialers: Vec<Arc<Dialer>>,
     servers: Arc<Servers>,
     budget: Budget,
+    answer_time: Histogram,
     /// When it was last said that a server cannot be reached.
     told: Mutex<Option<Instant>>,
 }
@@ -141,6 +151,14 @@ pub enum Error {
     Client(body::Error),
 }
 
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Tls {}
+
 impl Settings {
     /// These servers, with the defaults for all else.
     pub fn new(name: Arc<str>, servers: Vec<Origin>) -> Self {
@@ -170,7 +188,13 @@ impl Shared {
     pub fn new(settings: Settings) -> Arc<Self> {
         let dialers = settings.servers.iter().map(|origin| Arc::new(Dialer::new(&settings, origin))).collect();
         let (servers, budget) = (Servers::new(&settings), Budget::new(settings.retry_budget));
-        Arc::new(Self { settings, dialers, servers, budget, told: Mutex::new(None) })
+        let answer_time = Histogram::default();
+        Arc::new(Self { settings, dialers, servers, budget, answer_time, told: Mutex::new(None) })
+    }
+
+    /// Whether `settings` describe this very upstream, so that it can go on.
+    pub fn is(&self, settings: &Settings) -> bool {
+        self.settings == *settings
     }
 
     /// Asks the servers whether they are well, if the configuration has it so, for as long as this is polled.
@@ -178,9 +202,19 @@ impl Shared {
         health::watch(self).await;
     }
 
+    /// Its name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.settings.name
+    }
+
+    /// How long its answers took, to their first byte, waiting for a place included.
+    pub fn answer_time(&self) -> &Histogram {
+        &self.answer_time
+    }
+
     /// How each server does, in the order of the configuration, and how many requests wait for a place.
-    pub fn figures(&self) -> (Vec<Figures>, usize) {
-        (self.servers.figures(), self.servers.queued())
+    pub fn figures(&self) -> (Vec<(&Origin, Figures)>, usize) {
+        (self.settings.servers.iter().zip(self.servers.figures()).collect(), self.servers.queued())
     }
 
     /// Says why `server` cannot be reached, which the client is not told; now and again, for each request would say it.
@@ -206,6 +240,11 @@ impl Upstream {
         Self { shared: Arc::clone(shared), pools }
     }
 
+    /// What all workers share of it.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Its name.
     pub fn name(&self) -> &Arc<str> {
         &self.shared.settings.name
@@ -220,6 +259,11 @@ impl Upstream {
     /// The longest pause within an answer.
     pub fn idle_timeout(&self) -> Duration {
         self.shared.settings.idle_timeout
+    }
+
+    /// Counts an answer that took so long.
+    pub fn note_time(&self, time: Duration) {
+        self.shared.answer_time.observe(time);
     }
 
     /// Asks a server. A request of which nothing was sent, or that was lost before anything was answered and does no more

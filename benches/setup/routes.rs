@@ -30,6 +30,7 @@ pub(crate) fn table(count: usize) -> RouteTable {
             websocket: false,
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
+            tally: arc_swap::ArcSwap::default(),
         })
     };
     RouteTable::new((0..count).map(route).collect()).expect("paths that differ")

@@ -97,6 +97,7 @@ fn route(pattern: Pattern, scheme: &Arc<Scheme>) -> Arc<Route> {
         websocket: false,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        tally: Default::default(),
     })
 }
 

@@ -39,7 +39,7 @@ pub struct Scribe {
 pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     let folder = settings.state_directory.join("audit");
     let Opened { segment, head, is_sealed, torn } = Segment::open(&folder)?;
-    let is_first = head == Head::default();
+    let (is_first, began_at) = (head == Head::default(), head.sequence);
     let key = SealingKey::open(&settings.state_directory.join("audit.key"), is_first)?;
     let (public, file) = (key.public(), folder.join("public.pem"));
     if !is_first && PublicKey::read(&file).is_ok_and(|before| before != public) {
@@ -49,8 +49,9 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     public.write(&file)?;
     // What a crash left unsealed is sealed at once: runs that end early may follow each other.
     let fresh = Fresh { lines: u64::from(!is_sealed), ..Fresh::default() };
-    let on_error = settings.on_error;
-    let mut ledger = Ledger { settings, segment, head, key, fresh, unproven: Vec::new(), dirty: None };
+    let serves_unrecorded = AtomicBool::new(settings.on_error == OnError::Serve);
+    let (unproven, is_changed) = (Vec::new(), false);
+    let mut ledger = Ledger { settings, is_changed, segment, head, key, fresh, unproven, dirty: None };
     if let Some(torn) = torn {
         tracing::warn!(bytes = torn.bytes, "the audit log's last line was torn by a crash and is cut off");
         ledger.record_torn(&torn)?;
@@ -59,10 +60,11 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
         ledger.seal()?;
     }
     let shared = Arc::new(Shared {
-        on_error,
+        serves_unrecorded,
         waiting: Mutex::new(Waiting::default()),
         wake: Condvar::new(),
         failing: AtomicBool::new(false),
+        began_at,
         head: Mutex::new(ledger.head),
     });
     let audit = Audit(Arc::clone(&shared));
@@ -104,6 +106,8 @@ struct Fresh {
 /// The log as the writer knows it.
 struct Ledger {
     settings: Settings,
+    /// The settings are others than the last checkpoint says.
+    is_changed: bool,
     segment: Segment,
     head: Head,
     key: SealingKey,
@@ -199,6 +203,7 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
         && waiting.unproven.is_empty()
         && waiting.lost + *lost == 0
         && batch.records.is_empty()
+        && waiting.settings.is_none()
         && waiting.finished.is_none()
     {
         let due = ledger.due();
@@ -215,6 +220,11 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
         };
     }
     waiting.writer_sleeps = false;
+    if let Some(settings) = waiting.settings.take() {
+        // What the last checkpoint said of the time to the next one holds until there is one that says something else.
+        ledger.is_changed |= settings != ledger.settings;
+        ledger.settings = settings;
+    }
     if batch.records.is_empty() {
         // Not copied, for the workers wait for the lock.
         std::mem::swap(&mut batch.fields, &mut waiting.fields);
@@ -311,7 +321,7 @@ impl Ledger {
         let is_due =
             |since: Option<Instant>, every: Duration| since.is_some_and(|since| finished || now >= since + every);
         let is_full = self.fresh.lines >= self.settings.checkpoint_lines;
-        if is_full || is_due(self.fresh.since, self.settings.checkpoint_every) {
+        if is_full || self.is_changed || is_due(self.fresh.since, self.settings.checkpoint_every) {
             self.seal()?;
         }
         if is_due(self.dirty, SYNC_EVERY) {
@@ -347,6 +357,7 @@ impl Ledger {
         head.append(now, Kind::Checkpoint, &fields, &mut out);
         self.commit(&out, head, 0, now)?;
         self.fresh = Fresh::default();
+        self.is_changed = false;
         self.unproven.clear();
         Ok(())
     }
@@ -377,10 +388,11 @@ mod tests {
 
     fn shared(on_error: OnError) -> Shared {
         Shared {
-            on_error,
+            serves_unrecorded: AtomicBool::new(on_error == OnError::Serve),
             waiting: Mutex::default(),
             wake: Condvar::new(),
             failing: AtomicBool::new(false),
+            began_at: 0,
             head: Mutex::default(),
         }
     }
@@ -399,7 +411,7 @@ mod tests {
         };
         let key = SealingKey::open(&folder.path().join("audit.key"), true).unwrap();
         let (fresh, unproven) = (Fresh::default(), Vec::new());
-        let mut ledger = Ledger { settings, segment, head, key, fresh, unproven, dirty: None };
+        let mut ledger = Ledger { settings, is_changed: false, segment, head, key, fresh, unproven, dirty: None };
         let audit = Audit(Arc::new(shared(OnError::Refuse)));
         let fill = |bytes: usize| audit.push(Kind::Decision, |out| out.resize(out.len() + bytes, b' '));
         let (mut batch, mut lost) = (Batch::default(), 0);

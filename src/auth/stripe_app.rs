@@ -72,19 +72,20 @@ impl StripeApp {
         let is_tried = says_more && signature.has_one_tag();
         if is_tried {
             let text = identity(&claims);
-            matched = signature.matching_key(&self.keys, &text).map(|_| Candidate::Identity);
+            matched = signature.matching_key(&self.keys, &text).map(|key| (Candidate::Identity, key));
         }
         if matched.is_none() {
             candidates(&claims, raw, document.as_ref(), |candidate, text| {
                 let is_new = !is_tried || candidate != Candidate::Identity;
-                let hit = is_new && signature.matching_key(&self.keys, text).is_some();
-                if hit {
-                    matched = Some(candidate);
-                }
-                !hit
+                let hit = if is_new { signature.matching_key(&self.keys, text) } else { None };
+                matched = hit.map(|key| (candidate, key));
+                hit.is_none()
             });
         }
-        let Some(candidate) = matched else { return Err(Error::SignatureMismatch.into()) };
+        let matched = matched.and_then(|(candidate, place)| Some((candidate, self.keys.get(place)?)));
+        let Some((candidate, key)) = matched else { return Err(Error::SignatureMismatch.into()) };
+        // A stale one too: whoever signed it has the secret still.
+        key.note_use(now);
         let proven = |error| Failure { error, proven: Some(claims.clone()) };
         match signature.age(now, self.tolerance) {
             Age::Fresh => {}
@@ -98,6 +99,7 @@ impl StripeApp {
             account: claims.account,
             roles: if candidate.covers_roles() { roles } else { Vec::new() },
             signed: candidate.covers(),
+            key: key.id(),
         })
     }
 
@@ -125,6 +127,15 @@ impl StripeApp {
             Carried::Nothing | Carried::Opaque => &[],
         };
         Ok(Read { signature, document, claims, raw })
+    }
+
+    /// Counts the uses of its keys together with those of `before`, the same app of a configuration that this one's replaces.
+    pub fn go_on_from(&self, before: &Self) {
+        for key in &self.keys {
+            if let Some(same) = before.keys.iter().find(|other| other.id() == key.id()) {
+                key.go_on_from(same);
+            }
+        }
     }
 
     #[cfg(test)]

@@ -27,6 +27,12 @@ pub struct Answer<T: Ending> {
 
 /// Who wants to know how an answer ended.
 pub trait Ending: Unpin {
+    /// Whether the answer must not go on. Asked before each part of it.
+    fn is_revoked(&mut self) -> bool;
+
+    /// Ready once that is so. Asked while the next part is waited for.
+    fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
     /// Called once: `bytes` of the body were handed to the connection; `complete` unless it broke off.
     fn ended(self, bytes: u64, complete: bool);
 }
@@ -93,11 +99,19 @@ impl<T: Ending> Body for Answer<T> {
         if let Some(pace) = &this.pace {
             pace.ask();
         }
+        let (source, ending) = (&mut this.source, &mut this.ending);
         let next = loop {
-            match &mut this.source {
+            match source {
                 Source::Whole(bytes) => break bytes.take().map(Ok),
                 Source::Upstream { incoming, idle_timeout, idle } => {
+                    // What is there at once is the end of what was permitted, not a stream.
+                    if this.sent_bytes > 0 && ending.as_mut().is_some_and(Ending::is_revoked) {
+                        break Some(Err(BrokenOff));
+                    }
                     let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                        if ending.as_mut().is_some_and(|ending| ending.poll_revoked(cx).is_ready()) {
+                            break Some(Err(BrokenOff));
+                        }
                         let timer = idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(*idle_timeout)));
                         ready!(timer.as_mut().poll(cx));
                         break Some(Err(BrokenOff));

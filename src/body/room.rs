@@ -15,8 +15,9 @@ use crate::limits::Network;
 /// nothing else keeps from taking all.
 #[derive(Debug)]
 pub struct Room {
-    free: AtomicUsize,
-    share: usize,
+    taken: AtomicUsize,
+    bytes: AtomicUsize,
+    share: AtomicUsize,
     /// What is taken by each client who takes anything.
     clients: Mutex<HashMap<Network, Arc<AtomicUsize>>>,
 }
@@ -32,7 +33,14 @@ pub struct Taken<'r> {
 impl Room {
     /// A room of `bytes`, of which one client may take `share`.
     pub fn new(bytes: usize, share: usize) -> Self {
-        Self { free: AtomicUsize::new(bytes), share, clients: Mutex::default() }
+        let (bytes, share) = (AtomicUsize::new(bytes), AtomicUsize::new(share));
+        Self { taken: AtomicUsize::new(0), bytes, share, clients: Mutex::default() }
+    }
+
+    /// Another size. What is taken beyond it is not taken back.
+    pub fn resize(&self, bytes: usize, share: usize) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.share.store(share, Ordering::Relaxed);
     }
 
     /// Nothing yet, for a body that `client` sends, if it is known who does.
@@ -48,14 +56,14 @@ impl Room {
 
 impl Taken<'_> {
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        let (free, share) = (&self.room.free, self.room.share);
+        let (most, share) = (self.room.bytes.load(Ordering::Relaxed), self.room.share.load(Ordering::Relaxed));
         let of_client = self.client.as_ref().map(|(_, taken)| taken);
         if let Some(taken) = of_client {
             let add = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= share);
             taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| Error::NoShare)?;
         }
-        let take = |free: usize| free.checked_sub(bytes);
-        if free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+        let take = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= most);
+        if self.room.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
             if let Some(taken) = of_client {
                 taken.fetch_sub(bytes, Ordering::Relaxed);
             }
@@ -68,7 +76,7 @@ impl Taken<'_> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.room.free.fetch_add(self.bytes, Ordering::Relaxed);
+        self.room.taken.fetch_sub(self.bytes, Ordering::Relaxed);
         let Some((client, taken)) = self.client.take() else { return };
         taken.fetch_sub(self.bytes, Ordering::Relaxed);
         // Whoever takes more has the lock while it counts itself in.
@@ -100,6 +108,18 @@ mod tests {
     }
 
     #[test]
+    fn a_room_that_became_smaller_takes_nothing_more_until_there_is_room() {
+        let room = Room::new(10, 10);
+        let mut first = room.take(None);
+        assert_eq!(first.grow(8), Ok(()));
+        room.resize(4, 4);
+        assert_eq!(room.take(None).grow(1), Err(Error::NoRoom));
+        drop(first);
+        assert_eq!(room.take(None).grow(4), Ok(()));
+        assert_eq!(room.take(Some(client(1))).grow(5), Err(Error::NoShare));
+    }
+
+    #[test]
     fn a_client_has_a_share_and_everything_is_given_back() {
         let room = Room::new(10, 4);
         let mut bodies = [room.take(Some(client(1))), room.take(Some(client(1))), room.take(Some(client(2)))];
@@ -112,7 +132,7 @@ mod tests {
         drop(first);
         assert_eq!(room.take(Some(client(1))).grow(2), Ok(()));
         drop((second, third));
-        assert_eq!(room.free.load(Ordering::Relaxed), 10);
+        assert_eq!(room.taken.load(Ordering::Relaxed), 0);
         assert!(room.clients().is_empty());
     }
 }

@@ -9,7 +9,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     time::SystemTime,
 };
 
@@ -169,7 +169,7 @@ fn serve(options: &Options, prepared: Prepared) -> u8 {
     };
     let recent = Recent::default();
     let sink = Box::new(Tee { recent: recent.clone(), partial: Vec::new() });
-    let running = match run::start(config, sink, Inherited::nothing(), &Clock::System) {
+    let running = match run::start(config, sink, Inherited::nothing(), &Clock::System, &mpsc::channel().0) {
         Ok(running) => running,
         Err(code) => return code,
     };
@@ -179,7 +179,7 @@ fn serve(options: &Options, prepared: Prepared) -> u8 {
         return SOFTWARE;
     }
     say(&welcome(options.address, page, &prepared.certificate, &prepared.key));
-    run::serve(running)
+    run::serve(running, None)
 }
 
 /// What a newcomer needs to know, with a request that works when pasted.

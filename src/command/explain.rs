@@ -16,7 +16,7 @@ use crate::{
     auth::{BodyKind, Carried, Presented, Scheme, StripeApp},
     body::Room,
     clock::{Clock, unix_seconds},
-    gateway::{Activity, Arrival, Busy, Gateway, Verdict},
+    gateway::{self, Activity, Arrival, Busy, Gateway, Verdict},
     identity::{RoleId, UserId},
     limits::Limits,
     path::CanonicalPath,
@@ -151,6 +151,7 @@ fn rules(options: &Options) -> Result<Rules, u8> {
         websocket: true,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        tally: arc_swap::ArcSwap::default(),
     };
     let routes = RouteTable::new(vec![Arc::new(route)]).map_err(|_| SOFTWARE)?;
     Ok((routes, Vec::new(), limits))
@@ -158,12 +159,15 @@ fn rules(options: &Options) -> Result<Rules, u8> {
 
 /// A gateway that judges by these rules at that time, and forwards nothing.
 fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> Option<(Gateway, Writer)> {
-    let (log, writer) = Log::start(Box::new(std::io::sink()), String::new()).ok()?;
+    let (log, writer) = Log::start(Box::new(std::io::sink())).ok()?;
     let room = Arc::new(Room::new(limits.buffered_bytes, limits.buffered_bytes));
     let clock = Clock::Set(Arc::new(AtomicI64::new(now)));
     let (routes, names) = (Arc::new(routes), names.into());
     Some((
         Gateway {
+            config: "".into(),
+            rules: gateway::Rules::new(Arc::clone(&routes)),
+            edition: 0,
             routes,
             upstreams: Vec::new(),
             limits,
@@ -171,6 +175,7 @@ fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> 
             trusted_proxies: Arc::default(),
             room,
             hits: Arc::default(),
+            unrouted: Arc::default(),
             log,
             audit: None,
             clock,

@@ -1,13 +1,13 @@
 //! `countersign run`: the gateway, until a signal ends it.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::DirBuilder,
     io::{self, Write},
-    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    task::Poll,
-    time::Duration,
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -16,14 +16,17 @@ use tokio::{
 };
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 
-use super::{FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, activation::Inherited, loaded, say_error, service};
+use super::{CONFIGURATION, FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, activation::Inherited, say_error};
 use crate::{
     audit::{Audit, Scribe},
     clock::Clock,
-    config::{AccessLog, Config},
+    config::{self, AccessLog, Config, Environment, Scrutiny},
     confine::{self, Confinement},
+    operations::{Observed, Operations},
     record::{Log, Writer},
+    reload::{InForce, Order, Parts, Reloader, Status},
     server::{self, Server, Stop},
+    service,
 };
 
 /// How long the last lines of the access log may take to be written at the end.
@@ -34,11 +37,17 @@ const WAITING_LINES: usize = 4096;
 
 pub(super) fn run(config: Option<PathBuf>) -> u8 {
     let inherited = Inherited::take();
-    let config = match loaded(config) {
+    let environment = Environment::of_process();
+    let path = config::default_path(config, &environment);
+    let (loaded, sources) = config::load_from(&path, &environment, SystemTime::now(), Scrutiny::Files);
+    let mut config = match loaded {
         Ok(config) => config,
-        Err(code) => return code,
+        Err(errors) => {
+            say_error(&errors.to_string());
+            return CONFIGURATION;
+        }
     };
-    let sink = match sink(&config.access_log) {
+    let sink = match config.access_log.open() {
         Ok(sink) => sink,
         Err(error) => {
             say_error(&format!("error: the access log cannot be opened: {error}; check `access` under [log]\n"));
@@ -57,12 +66,23 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
     for warning in &config.warnings {
         tracing::warn!(key = warning.key, "{}", warning.text);
     }
-    match start(config, sink, inherited, &Clock::System) {
-        Ok(running) => {
+    let in_force = InForce::of(&mut config, sources);
+    let (sender, orders) = mpsc::channel();
+    let running = match start(config, sink, inherited, &Clock::System, &sender) {
+        Ok(running) => running,
+        Err(code) => return code,
+    };
+    let Running { server, log, audit, status, .. } = &running;
+    let parts = Parts { path, environment, house: Arc::clone(server.house()), log: log.clone(), audit: audit.clone() };
+    match Reloader::start(parts, in_force, Arc::clone(status), (sender, orders)) {
+        Ok(reloader) => {
             service::ready(running.server.address());
-            serve(running)
+            serve(running, Some(reloader))
         }
-        Err(code) => code,
+        Err(error) => {
+            say_error(&format!("error: cannot start: {error}\n"));
+            SOFTWARE
+        }
     }
 }
 
@@ -139,28 +159,26 @@ pub(super) fn start_logging() -> Logging {
     Logging
 }
 
-fn sink(log: &AccessLog) -> io::Result<Box<dyn Write + Send>> {
-    Ok(match log {
-        // Unbuffered, for the log gathers lines itself and must know what was written.
-        AccessLog::Stdout => Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
-        AccessLog::File(path) => Box::new(OpenOptions::new().append(true).create(true).open(path)?),
-    })
-}
-
 /// A gateway and those who write for it.
 #[derive(Debug)]
 pub(super) struct Running {
     server: Server,
+    log: Log,
     writer: Writer,
+    audit: Audit,
     scribe: Scribe,
+    status: Arc<Status>,
+    operations: Option<Operations>,
 }
 
-/// Watches for signals, opens the audit log, binds and starts, or tells why not and answers the exit code.
+/// Watches for signals, opens the audit log, binds and starts, or tells why not and answers the exit code. `orders` is told
+/// what signals ask for; without anyone at its other end they are ignored.
 pub(super) fn start(
     config: Config,
     sink: Box<dyn Write + Send>,
     inherited: Inherited,
     clock: &Clock,
+    orders: &mpsc::Sender<Order>,
 ) -> Result<Running, u8> {
     let failed = |error: io::Error| {
         say_error(&format!("error: cannot start: {error}\n"));
@@ -168,8 +186,9 @@ pub(super) fn start(
     };
     // Once connections are accepted, a signal must already mean a drain.
     let stop = Stop::default();
-    let signals = watch_signals(&stop).map_err(failed)?;
-    let (address, hash, audit) = (config.listener.address, config.hash.clone(), config.audit.clone());
+    let signals = watch_signals(&stop, orders).map_err(failed)?;
+    let operations = config.operations.map(|address| operations(address, &stop)).transpose()?;
+    let (address, hash, keeping) = (config.listener.address, config.hash.clone(), config.audit.clone());
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
     let handed = inherited.listener(address).map_err(|error| {
@@ -182,8 +201,8 @@ pub(super) fn start(
         say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
         UNAVAILABLE
     })?;
-    let folder = audit.state_directory.clone();
-    let (audit, scribe) = Audit::start(audit).map_err(|error| {
+    let folder = keeping.state_directory.clone();
+    let (audit, scribe) = Audit::start(keeping).map_err(|error| {
         let folder = folder.display();
         say_error(&format!(
             "error: the audit log in {folder} cannot be opened: {error}; `state_directory` must be a folder of this gateway's \
@@ -192,10 +211,12 @@ pub(super) fn start(
         UNAVAILABLE
     })?;
     audit.started(&hash);
-    settings.audit = Some(audit);
-    let started = Log::start(sink, hash.clone())
-        .and_then(|(log, writer)| Ok((Server::start(listener, settings, &log, clock, &stop)?, writer)));
-    let (server, writer) = match started {
+    settings.audit = Some(audit.clone());
+    let started = Log::start(sink).and_then(|(log, writer)| {
+        let server = Server::start(listener, settings, &log, clock, &stop)?;
+        Ok((server, log, writer))
+    });
+    let (server, log, writer) = match started {
         Ok(started) => started,
         Err(error) => {
             scribe.finish(LAST_LINES);
@@ -206,13 +227,34 @@ pub(super) fn start(
     let key = scribe.public().fingerprint();
     tracing::info!(%key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
     tracing::info!(address = %server.address(), config = hash, "listening");
-    Ok(Running { server, writer, scribe })
+    let status = Status::new(hash);
+    if let Some(operations) = &operations {
+        tracing::info!(address = %operations.address(), "health and metrics are told here");
+        operations.observe(Observed { house: Arc::clone(server.house()), status: Arc::clone(&status) });
+    }
+    Ok(Running { server, log, writer, audit, scribe, status, operations })
+}
+
+/// Binds the operations listener's address, and says there that the gateway is starting.
+fn operations(address: SocketAddr, stop: &Stop) -> Result<Operations, u8> {
+    server::bind(address).and_then(|listener| Operations::start(listener, stop)).map_err(|error| {
+        say_error(&format!(
+            "error: cannot listen on {address} for health and metrics: {error}; is something else running there?\n"
+        ));
+        UNAVAILABLE
+    })
 }
 
 /// Serves until a signal and to the end of the drain.
-pub(super) fn serve(running: Running) -> u8 {
-    let Running { server, writer, scribe } = running;
+pub(super) fn serve(running: Running, reloader: Option<Reloader>) -> u8 {
+    let Running { server, writer, scribe, operations, .. } = running;
     server.join();
+    if let Some(reloader) = reloader {
+        reloader.finish();
+    }
+    if let Some(operations) = operations {
+        operations.finish();
+    }
     writer.finish(LAST_LINES);
     scribe.finish(LAST_LINES);
     tracing::info!("stopped");
@@ -220,28 +262,26 @@ pub(super) fn serve(running: Running) -> u8 {
 }
 
 /// Has the first signal to stop drain and a second one end the process at once; answers once both would, with the runtime
-/// that does it. Those by which others reload or reopen are said and ignored.
-fn watch_signals(stop: &Stop) -> io::Result<Handle> {
+/// that does it. SIGHUP and SIGUSR1 become orders.
+fn watch_signals(stop: &Stop, orders: &mpsc::Sender<Order>) -> io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     let guard = runtime.enter();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut others = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()]
-        .into_iter()
-        .map(signal)
-        .collect::<io::Result<Vec<_>>>()?;
+    let (mut hangup, mut first) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?);
+    let mut second = signal(SignalKind::user_defined2())?;
     drop(guard);
-    let stop = stop.clone();
-    let ignore = async move {
+    let (stop, orders) = (stop.clone(), orders.clone());
+    let order = async move {
         loop {
-            std::future::poll_fn(|cx| {
-                let any = others.iter_mut().any(|other| other.poll_recv(cx).is_ready());
-                if any { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
-            tracing::warn!(
-                "ignored a signal: the configuration and the log are opened at start only; restart to change them"
-            );
+            let order = tokio::select! {
+                _ = hangup.recv() => Some(Order::Reload),
+                _ = first.recv() => Some(Order::Reopen),
+                _ = second.recv() => None,
+            };
+            if order.is_none_or(|order| orders.send(order).is_err()) {
+                tracing::warn!("ignored a signal: nothing is done for it here");
+            }
         }
     };
     let obey = async move {
@@ -255,7 +295,7 @@ fn watch_signals(stop: &Stop) -> io::Result<Handle> {
         end_logging();
         std::process::exit(i32::from(NEGATIVE));
     };
-    let both = async { tokio::join!(obey, ignore) };
+    let both = async { tokio::join!(obey, order) };
     std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(both))?;
     Ok(handle)
 }

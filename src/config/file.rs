@@ -53,6 +53,8 @@ pub const KEYS: &[Key] = &[
     key("listener.trusted_proxies", Texts, Value("[]")),
     key("listener.proxy_protocol", Texts, Value("[]")),
     key("listener.names", Texts, Value("[]")),
+    key("operations", Table, Nothing),
+    key("operations.address", Text, Required),
     key("apps", Names, Required),
     key("apps.NAME", Table, Nothing),
     key("apps.NAME.secrets", Tables, Required),
@@ -150,8 +152,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys that belong to parts of the design which this version does not have.
-pub(super) const LATER: &[&str] =
-    &["operations", "acme", "inbox", "webhooks", "rate", "replay", "client_ca", "certificates"];
+pub(super) const LATER: &[&str] = &["acme", "inbox", "webhooks", "rate", "replay", "client_ca", "certificates"];
 
 /// The names that may stand in the table `path`, empty for the document itself.
 pub(super) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {

@@ -9,7 +9,7 @@ use std::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::{
-    Listener, certificate,
+    Listener, SourceKind, certificate,
     mask::quoted,
     proxies, reference,
     section::{Item, Section},
@@ -71,7 +71,7 @@ pub(super) fn pair(certificate: Option<&Item<'_>>, key: Option<&Item<'_>>) -> Op
     let chain = certificate.and_then(|item| {
         let path = path(item)?;
         let chain = report(item, tls::certificates(&path), "name a PEM file with the chain, leaf first");
-        chain.inspect(|chain| certificate::warn_of_expiry(item, chain))
+        chain.inspect(|chain| certificate::warn_of_expiry(item, &path, chain))
     });
     let private = key.and_then(|item| {
         let path = path(item)?;
@@ -85,7 +85,9 @@ pub(super) fn pair(certificate: Option<&Item<'_>>, key: Option<&Item<'_>>) -> Op
 
 /// The file that `item` names.
 pub(super) fn path(item: &Item<'_>) -> Option<PathBuf> {
-    Some(item.context.file(item.text()?))
+    let path = item.context.file(item.text()?);
+    item.context.note_source(item, SourceKind::Certificate, &path);
+    Some(path)
 }
 
 /// The value, or a report of why the file that `item` names cannot be used.

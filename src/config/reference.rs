@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{
-    file,
+    SourceKind, file,
     mask::{looks_secret, quoted},
     section::Item,
 };
@@ -104,6 +104,7 @@ fn from_credential(item: &Item<'_>) -> Option<(Zeroizing<String>, String)> {
 
 fn contents(item: &Item<'_>, path: &std::path::Path, origin: &str, suggestion: &str) -> Option<Zeroizing<String>> {
     use std::io::Read as _;
+    item.context.note_source(item, SourceKind::Secret, path);
     let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
     let read = fs::File::open(path).and_then(|file| file.take(LIMIT_BYTES + 1).read_to_end(&mut bytes));
     if let Err(error) = read {

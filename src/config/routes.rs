@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use http::{HeaderValue, Method};
 
 use super::{
@@ -119,6 +120,7 @@ fn route<'c>(
         websocket: websocket?,
         request_headers: request_headers?,
         response_headers: response_headers?,
+        tally: ArcSwap::default(),
     })
 }
 

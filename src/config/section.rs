@@ -12,7 +12,7 @@ use std::{
 use figment::value::{Dict, Num, Value};
 
 use super::{
-    Warning,
+    Scrutiny, SourceKind, Sources, Warning,
     environment::Environment,
     file,
     mask::{self, quoted},
@@ -30,8 +30,8 @@ pub(super) struct Context<'c> {
     pub now: SystemTime,
     /// The variables that set keys, by the keys' paths.
     pub overrides: HashMap<String, String>,
-    /// Whether the names of upstreams are resolved.
-    pub resolve: bool,
+    pub scrutiny: Scrutiny<'c>,
+    sources: RefCell<Sources>,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<(usize, Warning)>>,
 }
@@ -63,10 +63,17 @@ impl<'c> Context<'c> {
         folder: &Path,
         now: SystemTime,
         overrides: HashMap<String, String>,
-        resolve: bool,
+        scrutiny: Scrutiny<'c>,
+        sources: Sources,
     ) -> Self {
-        let (problems, warnings) = (RefCell::default(), RefCell::default());
-        Self { source, environment, folder: folder.to_owned(), now, overrides, resolve, problems, warnings }
+        let (problems, warnings, sources) = (RefCell::default(), RefCell::default(), RefCell::new(sources));
+        let folder = folder.to_owned();
+        Self { source, environment, folder, now, overrides, scrutiny, sources, problems, warnings }
+    }
+
+    /// Notes that `item` names a file of that kind, before it is read.
+    pub(super) fn note_source(&self, item: &Item<'_>, kind: SourceKind, path: &Path) {
+        self.sources.borrow_mut().note(&item.path, kind, path);
     }
 
     pub(super) fn report(&self, place: Place, message: &str, suggestion: Option<&str>) {
@@ -78,11 +85,12 @@ impl<'c> Context<'c> {
         });
     }
 
-    /// What was found wrong, and what is to be warned of in the order of the file.
-    pub(super) fn finish(self) -> (Vec<Problem>, Vec<Warning>) {
+    /// What was found wrong, what is to be warned of in the order of the file, and what was read.
+    pub(super) fn finish(self) -> (Vec<Problem>, Vec<Warning>, Sources) {
         let mut warnings = self.warnings.into_inner();
         warnings.sort_by_key(|(offset, _)| *offset);
-        (self.problems.into_inner(), warnings.into_iter().map(|(_, warning)| warning).collect())
+        let warnings = warnings.into_iter().map(|(_, warning)| warning).collect();
+        (self.problems.into_inner(), warnings, self.sources.into_inner())
     }
 
     /// The path of a file that the configuration names.

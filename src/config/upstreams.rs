@@ -3,20 +3,22 @@
 use std::{collections::HashMap, net::ToSocketAddrs as _, sync::Arc, time::Duration};
 
 use http::uri::PathAndQuery;
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
+use sha2::{Digest as _, Sha256};
 
 use super::{
+    Scrutiny,
     app::check_name,
     file,
     limits::{WAIT, wide},
-    listener::{pair, path, report},
+    listener::{Pair, pair, path, report},
     mask::quoted,
     origin,
     section::{Item, Section},
 };
 use crate::{
     tls,
-    upstream::{Check, Origin, Place, Protocol, Settings, address},
+    upstream::{Check, Origin, Place, Protocol, Settings, Tls, address},
 };
 
 /// How often servers are asked whether they are well, how long they may take, and how many answers decide.
@@ -34,7 +36,7 @@ pub(super) struct Upstreams<'c> {
     named: HashMap<String, Named<'c>>,
     /// The places of those that routes gave as an origin, by its text in small letters.
     origins: HashMap<String, Option<usize>>,
-    plain_tls: Option<Arc<rustls::ClientConfig>>,
+    plain_tls: Option<Tls>,
     resolved: HashMap<String, Option<String>>,
 }
 
@@ -200,7 +202,7 @@ impl<'c> Upstreams<'c> {
             );
             return None;
         }
-        if item.context.resolve
+        if matches!(item.context.scrutiny, Scrutiny::Names)
             && let Some(failure) = self.resolve(&server, link_local)
         {
             item.error(
@@ -229,7 +231,7 @@ impl<'c> Upstreams<'c> {
 
     /// How `https://` servers are trusted; `secure` tells whether there are any, where that is known.
     #[expect(clippy::option_option, reason = "not needed, wrong and right are three things")]
-    fn tls(&mut self, section: &Section<'c>, secure: Option<bool>) -> Option<Option<Arc<rustls::ClientConfig>>> {
+    fn tls(&mut self, section: &Section<'c>, secure: Option<bool>) -> Option<Option<Tls>> {
         let (ca, server_name) = (section.item("ca"), section.item("server_name"));
         let (certificate, key) = (section.item("client_certificate"), section.item("client_key"));
         if secure == Some(false) {
@@ -269,19 +271,20 @@ impl<'c> Upstreams<'c> {
         if roots.is_none() && ours.is_none() {
             return self.plain_tls(&anchor).map(Some);
         }
+        let digest = digest(roots.as_deref(), ours.as_ref());
         let config = report(
             &anchor,
             tls::client(roots, ours),
             "name the authority that signed the servers' certificates as `ca`",
         )?;
-        Some(Some(Arc::new(config)))
+        Some(Some(Tls { config: Arc::new(config), digest }))
     }
 
     /// The trust of this system, made once.
-    fn plain_tls(&mut self, item: &Item<'c>) -> Option<Arc<rustls::ClientConfig>> {
+    fn plain_tls(&mut self, item: &Item<'c>) -> Option<Tls> {
         if self.plain_tls.is_none() {
             match tls::client(None, None) {
-                Ok(config) => self.plain_tls = Some(Arc::new(config)),
+                Ok(config) => self.plain_tls = Some(Tls { config: Arc::new(config), digest: [0; 32] }),
                 Err(error) => item.error(
                     &format!("the certificate authorities of this system: {error}"),
                     Some("install the system's ca-certificates, or name an authority as `ca` of an upstream"),
@@ -290,6 +293,27 @@ impl<'c> Upstreams<'c> {
         }
         self.plain_tls.clone()
     }
+}
+
+/// What a TLS configuration is made of, in short.
+fn digest(roots: Option<&[CertificateDer<'static>]>, ours: Option<&Pair>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let mut add = |part: &[u8]| {
+        hash.update(part.len().to_be_bytes());
+        hash.update(part);
+    };
+    add(if roots.is_some() { b"roots" } else { b"system" });
+    for certificate in roots.unwrap_or_default() {
+        add(certificate);
+    }
+    if let Some((chain, key)) = ours {
+        add(b"ours");
+        for certificate in chain {
+            add(certificate);
+        }
+        add(key.secret_der());
+    }
+    hash.finalize().into()
 }
 
 fn is_secure(server: &Origin) -> bool {

@@ -6,15 +6,15 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::Waker,
+    task::{Context, Poll, Waker},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::task::AtomicWaker;
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 
-use super::{Answer, Content, Tunnel, common, text};
+use super::{Answer, Content, Standing, Tunnel, common, text};
 use crate::{
     audit::Audit,
     auth::Principal,
@@ -23,6 +23,7 @@ use crate::{
     record::{Access, Decision, Log},
     rejection::{Code, Rejection},
     route::Route,
+    tally::{Case, Tally},
     upstream::{self, Held},
 };
 
@@ -35,9 +36,13 @@ const CLIENT_GONE: u16 = 499;
 pub struct Exchange {
     /// `None` once the record was written.
     record: Option<Box<Access>>,
+    /// Where it is counted, but for what a route takes.
+    unrouted: Arc<Tally>,
     log: Log,
     audit: Option<Audit>,
     request_id: HeaderValue,
+    /// Why it was permitted, once it is.
+    standing: Option<Box<Standing>>,
     upload: Option<Arc<Progress>>,
     held: Option<Held>,
     pace: Option<Arc<Pace>>,
@@ -209,14 +214,15 @@ impl Drop for Busy {
 impl Exchange {
     pub(super) fn open(
         log: &Log,
+        unrouted: &Arc<Tally>,
         audit: Option<&Audit>,
         record: Box<Access>,
         busy: Busy,
         pace: Option<Arc<Pace>>,
     ) -> Self {
         let (request_id, record, log) = (record.request_id.clone(), Some(record), log.clone());
-        let audit = audit.cloned();
-        Self { record, log, audit, request_id, upload: None, held: None, pace, busy }
+        let (unrouted, audit) = (Arc::clone(unrouted), audit.cloned());
+        Self { record, unrouted, log, audit, request_id, standing: None, upload: None, held: None, pace, busy }
     }
 
     pub(super) fn request_id(&self) -> HeaderValue {
@@ -234,6 +240,25 @@ impl Exchange {
             record.roles = principal.roles().to_vec();
             record.signed = Some(principal.signed().as_str());
         });
+    }
+
+    pub(super) fn note_standing(&mut self, standing: Standing) {
+        self.standing = Some(Box::new(standing));
+    }
+
+    /// Ends with the reason once the rules in force no longer permit what was permitted.
+    pub(super) async fn revoked(&mut self) -> Rejection {
+        let Some(standing) = &mut self.standing else { return std::future::pending().await };
+        std::future::poll_fn(|cx| standing.poll_revoked(cx)).await
+    }
+
+    /// What was permitted is ended while it is under way: recorded in both logs.
+    pub(super) fn note_revoked(&mut self, rejection: &Rejection) {
+        self.standing = None;
+        self.note(|record| record.reason = Some(rejection.code.as_str()));
+        if let (Some(audit), Some(record)) = (&self.audit, &self.record) {
+            audit.stream_ended(record);
+        }
     }
 
     pub(super) fn hit(&self, limit: Limit) {
@@ -256,7 +281,7 @@ impl Exchange {
             record.decision = Decision::Permitted;
         });
         let (Some(audit), Some(record)) = (&self.audit, &self.record) else { return true };
-        let may_pass = audit.decision(record, self.log.config());
+        let may_pass = audit.decision(record);
         if !may_pass {
             self.note(|record| {
                 record.upstream = None;
@@ -275,7 +300,7 @@ impl Exchange {
         }
         if record.account.is_some() {
             // What finds no room is counted as lost.
-            let _ = audit.decision(record, self.log.config());
+            let _ = audit.decision(record);
         } else {
             audit.count(code.as_str());
         }
@@ -298,7 +323,7 @@ impl Exchange {
     pub(super) fn answer(mut self, response: Response<Content>) -> Response<Answer> {
         let (mut parts, content) = response.into_parts();
         common(&mut parts.headers, self.request_id());
-        self.note(|record| record.status = parts.status.as_u16());
+        self.note_head(parts.status);
         let pace = self.pace.take();
         let body = match content {
             Content::Ours(bytes) => body::Answer::whole(bytes, self),
@@ -321,7 +346,7 @@ impl Exchange {
         };
         held.release();
         common(&mut parts.headers, self.request_id());
-        self.note(|record| record.status = parts.status.as_u16());
+        self.note_head(parts.status);
         let (age, idle_timeout) = (limits.websocket_age, limits.websocket_idle_timeout);
         activity.switch(Tunnel { upstream, held, exchange: self, age, idle_timeout });
         Response::from_parts(parts, body::Answer::unrecorded(bytes::Bytes::new()))
@@ -343,6 +368,17 @@ impl Exchange {
         *response.status_mut() = rejection.code.status();
         *response.headers_mut() = rejection.headers();
         self.answer(response)
+    }
+
+    /// The answer's head goes out: what it took until here, but for the upstream's part, was our own.
+    fn note_head(&mut self, status: StatusCode) {
+        let Some(record) = &mut self.record else { return };
+        record.status = status.as_u16();
+        let own = record.started.elapsed().saturating_sub(record.upstream_time.unwrap_or_default());
+        match &record.route {
+            Some(route) => route.tally.load().own_time.observe(own),
+            None => self.unrouted.own_time.observe(own),
+        }
     }
 
     fn note(&mut self, change: impl FnOnce(&mut Access)) {
@@ -369,11 +405,29 @@ impl Exchange {
         }
         record.sent_bytes = sent_bytes;
         record.complete = complete;
+        let case = Case { decision: record.decision.as_str(), reason: record.reason.unwrap_or_default() };
+        match &record.route {
+            Some(route) => route.tally.load().count(case, record.status),
+            None => self.unrouted.count(case, record.status),
+        }
         self.log.push(&record);
     }
 }
 
 impl Ending for Exchange {
+    fn is_revoked(&mut self) -> bool {
+        let revoked = self.standing.as_mut().and_then(|standing| standing.check().err());
+        revoked.is_some_and(|rejection| {
+            self.note_revoked(&rejection);
+            true
+        })
+    }
+
+    fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(standing) = &mut self.standing else { return Poll::Pending };
+        standing.poll_revoked(cx).map(|rejection| self.note_revoked(&rejection))
+    }
+
     fn ended(mut self, bytes: u64, complete: bool) {
         if let Some(held) = self.held.take().filter(|_| complete) {
             held.settle();

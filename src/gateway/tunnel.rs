@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Exchange;
-use crate::{body::Ending as _, headers, limits::Limit, upstream::Held};
+use crate::{body::Ending as _, headers, limits::Limit, rejection::Rejection, upstream::Held};
 
 /// Bytes that are read at once, in either direction.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -100,9 +100,17 @@ impl Tunnel {
         let passed = Passed::new();
         let complete = match tokio::time::timeout(HAND_OVER, upstream).await {
             Ok(Ok(upstream)) => {
-                let relayed = relay(downstream, &early, upstream, &passed, age, idle_timeout, drain).await;
-                if let Err(Broken::Limit(limit)) = relayed {
-                    exchange.hit(limit);
+                let stopped = async {
+                    tokio::select! {
+                        () = drain.cancelled() => Broken::Drain,
+                        rejection = exchange.revoked() => Broken::Revoked(rejection),
+                    }
+                };
+                let relayed = relay(downstream, &early, upstream, &passed, age, idle_timeout, stopped).await;
+                match &relayed {
+                    Err(Broken::Limit(limit)) => exchange.hit(*limit),
+                    Err(Broken::Revoked(rejection)) => exchange.note_revoked(rejection),
+                    Ok(()) | Err(Broken::Connection | Broken::Drain) => {}
                 }
                 relayed.is_ok()
             }
@@ -139,11 +147,13 @@ impl Passed {
 }
 
 /// What broke a WebSocket off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Broken {
     /// One of the connections.
     Connection,
     Limit(Limit),
+    /// The client is no longer permitted.
+    Revoked(Rejection),
     Drain,
 }
 
@@ -158,7 +168,7 @@ async fn relay<T: AsyncRead + AsyncWrite>(
     passed: &Passed,
     age: Duration,
     idle_timeout: Duration,
-    drain: CancellationToken,
+    stopped: impl Future<Output = Broken>,
 ) -> Result<(), Broken> {
     let (mut from_client, mut to_client) = tokio::io::split(downstream);
     let (mut from_service, mut to_service) = tokio::io::split(TokioIo::new(upstream));
@@ -177,7 +187,7 @@ async fn relay<T: AsyncRead + AsyncWrite>(
             ended = async { tokio::try_join!(up, down) } => ended.map(|_| ()).map_err(|_| Broken::Connection),
             () = tokio::time::sleep(age) => Err(Broken::Limit(Limit::WebsocketAge)),
             () = passed.quiet(idle_timeout) => Err(Broken::Limit(Limit::WebsocketIdleTimeout)),
-            () = drain.cancelled() => Err(Broken::Drain),
+            why = stopped => Err(why),
         }
     };
     if ended.is_err() {

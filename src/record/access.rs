@@ -30,6 +30,8 @@ pub enum Decision {
 /// Everything the log says of one request. No secrets, tags, bodies or query values.
 #[derive(Debug)]
 pub struct Access {
+    /// The hash of the configuration by which it is judged.
+    pub config: Arc<str>,
     pub arrived: SystemTime,
     pub started: Instant,
     pub request_id: HeaderValue,
@@ -74,11 +76,11 @@ impl Decision {
 }
 
 impl Access {
-    /// Appends the record's line to `out`; `config` is the hash of the configuration in force.
+    /// Appends the record's line to `out`.
     ///
     /// Names come with the punctuation around them, and what cannot need an escape is not looked at for one: 6,100
     /// instructions a line became 2,900.
-    pub(super) fn print(&self, config: &str, out: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn print(&self, out: &mut Vec<u8>) -> io::Result<()> {
         out.extend_from_slice(b"{\"timestamp\":\"");
         OffsetDateTime::from(self.arrived).format_into(out, &Rfc3339).map_err(io::Error::other)?;
         out.push(b'"');
@@ -129,13 +131,13 @@ impl Access {
         }
         out.extend_from_slice(b",\"countersign.complete\":");
         out.extend_from_slice(if self.complete { b"true" } else { b"false" });
-        plain(out, ",\"countersign.config\":\"", config);
+        plain(out, ",\"countersign.config\":\"", &self.config);
         out.extend_from_slice(b"}\n");
         Ok(())
     }
 
-    /// Appends what the audit log says of the decision; `config` is the hash of the configuration by which it was made.
-    pub(crate) fn print_decision(&self, config: &str, out: &mut Vec<u8>) {
+    /// Appends what the audit log says of the decision.
+    pub(crate) fn print_decision(&self, out: &mut Vec<u8>) {
         let (method, path) = self.method_and_path();
         plain(out, ",\"request_id\":\"", self.request_id.to_str().unwrap_or_default());
         if let Some(route) = &self.route {
@@ -169,7 +171,25 @@ impl Access {
         if let Some(client) = &self.client {
             plain(out, ",\"client\":\"", client.text().to_str().unwrap_or_default());
         }
-        plain(out, ",\"config\":\"", config);
+        plain(out, ",\"config\":\"", &self.config);
+    }
+
+    /// Appends what the audit log says of an exchange that was ended while it was under way.
+    pub(crate) fn print_ended(&self, out: &mut Vec<u8>) {
+        plain(out, ",\"request_id\":\"", self.request_id.to_str().unwrap_or_default());
+        if let Some(route) = &self.route {
+            escaped(out, ",\"route\":", route.pattern.as_str().as_bytes());
+            plain(out, ",\"app\":\"", route.app.to_str().unwrap_or_default());
+        }
+        if let Some(account) = &self.account {
+            plain(out, ",\"account\":\"", account.as_str());
+        }
+        if let Some(user) = &self.user {
+            plain(out, ",\"user\":\"", user.as_str());
+        }
+        if let Some(reason) = self.reason {
+            plain(out, ",\"code\":\"", reason);
+        }
     }
 
     fn method_and_path(&self) -> (&str, &str) {

@@ -31,15 +31,17 @@ use super::{
     crowd::Guest,
     door::Accepted,
     frames::Counted,
+    house::Desk,
     proxy,
     stall::Stalling,
+    traffic::{Outcome, Spoken},
     wire::{Checked, Refusal},
 };
 use crate::{
     body::Pace,
-    gateway::{Activity, Answer, Arrival, Busy, Gateway},
+    gateway::{Activity, Answer, Arrival, Busy},
     headers::Client,
-    limits::{Hits, Limit},
+    limits::{Hits, Limit, Limits},
     tls,
 };
 
@@ -89,9 +91,9 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams
 }
 
 /// Serves a connection to its end: its own, that of the drain, or that of its place.
-pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>, drain: CancellationToken) {
+pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, desk: Arc<Desk>, drain: CancellationToken) {
     let Guest { activity, leave } = accepted.place.guest().clone();
-    let mut serving = std::pin::pin!(greet(accepted, acceptor, gateway));
+    let mut serving = std::pin::pin!(greet(accepted, acceptor, desk));
     tokio::select! {
         biased;
         () = serving.as_mut() => return,
@@ -112,9 +114,11 @@ pub(super) async fn serve(accepted: Accepted, acceptor: TlsAcceptor, gateway: Ar
 }
 
 /// Agrees with the client on how to speak, and serves it. Who is turned away is served for a moment.
-async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>) {
+async fn greet(accepted: Accepted, acceptor: TlsAcceptor, desk: Arc<Desk>) {
     let Accepted { stream, mut peer, mut place, is_proxied } = accepted;
     let Ok(mut stream) = stream.watched() else { return };
+    // The limits of a connection are those of its beginning.
+    let gateway = desk.gateway.load_full();
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + gateway.limits.handshake_timeout;
     if is_proxied {
@@ -140,15 +144,20 @@ async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>)
         let stream = match tokio::time::timeout_at(deadline, handshake).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
+                desk.traffic.shook_hands(Outcome::Failed);
                 tracing::debug!(%peer, %error, "no TLS handshake");
                 return;
             }
             Err(_) => {
+                desk.traffic.shook_hands(Outcome::TimedOut);
                 gateway.hits.hit(Limit::HandshakeTimeout);
                 tracing::debug!(%peer, "TLS handshake timed out");
                 return;
             }
         };
+        desk.traffic.shook_hands(Outcome::Completed);
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::H2);
+        let _open = desk.traffic.opened(if is_http2 { Spoken::Http2 } else { Spoken::Http1 });
         let Guest { activity, leave } = place.guest().clone();
         let served = Arc::new(Served {
             client: Client::from(peer),
@@ -157,12 +166,15 @@ async fn greet(accepted: Accepted, acceptor: TlsAcceptor, gateway: Arc<Gateway>)
             activity,
             closing: AtomicBool::new(false),
             turned_away: is_turned_away.then(|| leave.clone()),
-            gateway: Arc::clone(&gateway),
+            desk,
+            limits: gateway.limits.clone(),
+            hits: Arc::clone(&gateway.hits),
         });
-        if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
+        drop(gateway);
+        if is_http2 {
             Box::pin(serve_http2(stream, &served, leave)).await;
         } else {
-            let overdue = served.activity.overdue(served.gateway.limits.exchange_timeout);
+            let overdue = served.activity.overdue(served.limits.exchange_timeout);
             tokio::select! {
                 biased;
                 () = Box::pin(serve_http1(stream, &served, leave)) => {}
@@ -186,7 +198,10 @@ struct Served {
     closing: AtomicBool,
     /// There are too many: everything is refused, and by this the connection is ended.
     turned_away: Option<CancellationToken>,
-    gateway: Arc<Gateway>,
+    /// What is in force when something is asked.
+    desk: Arc<Desk>,
+    limits: Limits,
+    hits: Arc<Hits>,
 }
 
 impl Served {
@@ -198,8 +213,9 @@ impl Served {
         let turned_away = self.turned_away.is_some();
         let arrival =
             Arrival { client: Some(self.client.clone()), fault, turned_away, busy: Busy::new(&self.activity), pace };
-        let answering = AssertUnwindSafe(self.gateway.answer(arrival, request)).catch_unwind();
-        let mut response = answering.await.unwrap_or_else(|_| self.gateway.internal_error());
+        let gateway = self.desk.gateway.load_full();
+        let answering = AssertUnwindSafe(gateway.answer(arrival, request)).catch_unwind();
+        let mut response = answering.await.unwrap_or_else(|_| gateway.internal_error());
         // A preflight is answered as ever, so that the browser asks what it may then read the answer to.
         if let Some(leave) = self.turned_away.as_ref().filter(|_| response.status() != StatusCode::NO_CONTENT) {
             self.closing.store(true, Ordering::Relaxed);
@@ -214,8 +230,8 @@ impl Served {
 }
 
 async fn serve_http1(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, drain: CancellationToken) {
-    let limits = &served.gateway.limits;
-    let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
+    let limits = &served.limits;
+    let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.hits));
     let mut io = Checked::new(stream, limits, Arc::clone(&served.refusal), Arc::clone(&served.activity));
     let _untaken = Untaken(Arc::clone(&served.activity));
     loop {
@@ -273,7 +289,7 @@ async fn serve_for_a_while<T: AsyncRead + AsyncWrite + Unpin>(
     served: &Arc<Served>,
     drain: &CancellationToken,
 ) -> Ended<Checked<T>> {
-    let limits = &served.gateway.limits;
+    let limits = &served.limits;
     // The library keeps the place for a request's work for as long as the connection lasts.
     let service = service_fn(|request| Box::pin(Arc::clone(served).answer(request)));
     let mut connection = http1::Builder::new()
@@ -322,8 +338,8 @@ async fn serve_for_a_while<T: AsyncRead + AsyncWrite + Unpin>(
 }
 
 async fn serve_http2(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, drain: CancellationToken) {
-    let limits = &served.gateway.limits;
-    let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.gateway.hits));
+    let limits = &served.limits;
+    let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(&served.hits));
     let io = TokioIo::new(Counted::new(stream, limits));
     let service = service_fn(|request| Arc::clone(served).answer(request));
     let list_bytes = u32::try_from(limits.head_bytes.saturating_mul(2)).unwrap_or(u32::MAX);
@@ -331,7 +347,7 @@ async fn serve_http2(stream: Box<TlsStream<TcpStream>>, served: &Arc<Served>, dr
         patience: limits.write_timeout,
         rate: limits.stream_rate,
         whole: limits.exchange_timeout,
-        hits: Arc::clone(&served.gateway.hits),
+        hits: Arc::clone(&served.hits),
     };
     let connection = http2::Builder::new(streams)
         .timer(TokioTimer::new())

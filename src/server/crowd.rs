@@ -22,21 +22,21 @@ const NOBODY_IDLE: Duration = Duration::from_millis(10);
 /// Everyone who is connected.
 #[derive(Debug)]
 pub(super) struct Crowd {
-    limit: usize,
-    /// Of one address.
-    share: Option<usize>,
     hits: Arc<Hits>,
     inside: Mutex<Inside>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inside {
+    limit: usize,
+    /// Of one address.
+    share: Option<usize>,
     guests: HashMap<u64, Guest>,
     next: u64,
     turned_away: usize,
     /// How many gave way to others and are not gone yet: what they asked at the last moment is answered.
     leaving: usize,
-    /// How many guests each address has, where that is limited.
+    /// How many guests each address has.
     addresses: HashMap<Network, usize>,
     /// When nobody was idle.
     looked: Option<Instant>,
@@ -74,8 +74,23 @@ pub(super) fn reserve(limit: usize) -> usize {
 
 impl Crowd {
     pub(super) fn new(limits: &Limits, hits: Arc<Hits>) -> Arc<Self> {
-        let (limit, share) = (limits.connections, limits.connections_per_address);
-        Arc::new(Self { limit, share, hits, inside: Mutex::default() })
+        let inside = Inside {
+            limit: limits.connections,
+            share: limits.connections_per_address,
+            guests: HashMap::new(),
+            next: 0,
+            turned_away: 0,
+            leaving: 0,
+            addresses: HashMap::new(),
+            looked: None,
+        };
+        Arc::new(Self { hits, inside: Mutex::new(inside) })
+    }
+
+    /// Goes on with other bounds. Those who are inside stay.
+    pub(super) fn change(&self, limits: &Limits) {
+        let mut inside = self.inside();
+        (inside.limit, inside.share) = (limits.connections, limits.connections_per_address);
     }
 
     /// A place for a connection from `address`, if that is known already; `None` if not even an answer can be
@@ -90,7 +105,7 @@ impl Crowd {
             let number = inside.next;
             inside.next += 1;
             inside.guests.insert(number, guest.clone());
-            self.count(&mut inside, network);
+            Self::count(&mut inside, network);
             Some(Standing::Inside(number))
         } else {
             None
@@ -98,14 +113,14 @@ impl Crowd {
         if standing.is_none() {
             network = None;
         }
-        let standing = standing.or_else(|| self.turn_away(&mut inside))?;
+        let standing = standing.or_else(|| Self::turn_away(&mut inside))?;
         drop(inside);
         Some(Place { crowd: Arc::clone(self), standing, network, guest })
     }
 
     /// Sends some of those away who have been idle for longest. Whether there was anybody.
     pub(super) fn make_room(&self) -> bool {
-        self.make_room_in(&mut self.inside())
+        Self::make_room_in(&mut self.inside())
     }
 
     /// How many are inside.
@@ -114,21 +129,21 @@ impl Crowd {
     }
 
     fn has_room(&self, inside: &mut Inside) -> bool {
-        if inside.guests.len() < self.limit {
+        if inside.guests.len() < inside.limit {
             return true;
         }
         self.hits.hit(Limit::Connections);
-        inside.leaving < reserve(self.limit) && self.make_room_in(inside)
+        inside.leaving < reserve(inside.limit) && Self::make_room_in(inside)
     }
 
-    fn make_room_in(&self, inside: &mut Inside) -> bool {
+    fn make_room_in(inside: &mut Inside) -> bool {
         if inside.looked.is_some_and(|looked| looked.elapsed() < NOBODY_IDLE) {
             return false;
         }
         let since = |(number, guest): (&u64, &Guest)| Some((guest.activity.idle_since()?, *number));
         let mut idle: Vec<_> = inside.guests.iter().filter_map(since).collect();
         // Not one by one, for all are looked at each time.
-        let count = (self.limit / 1000).max(1).min(idle.len());
+        let count = (inside.limit / 1000).max(1).min(idle.len());
         if count == 0 {
             inside.looked = Some(Instant::now());
             return false;
@@ -154,7 +169,7 @@ impl Crowd {
 
     /// Whether as many are inside from `network` as may be, which is counted.
     fn has_its_share(&self, inside: &Inside, network: Network) -> bool {
-        let Some(share) = self.share else { return false };
+        let Some(share) = inside.share else { return false };
         let has = inside.addresses.get(&network).is_some_and(|count| *count >= share);
         if has {
             self.hits.hit(Limit::ConnectionsPerAddress);
@@ -162,14 +177,14 @@ impl Crowd {
         has
     }
 
-    fn count(&self, inside: &mut Inside, network: Option<Network>) {
-        if let Some(network) = network.filter(|_| self.share.is_some()) {
+    fn count(inside: &mut Inside, network: Option<Network>) {
+        if let Some(network) = network {
             *inside.addresses.entry(network).or_default() += 1;
         }
     }
 
-    fn turn_away(&self, inside: &mut Inside) -> Option<Standing> {
-        if inside.turned_away >= reserve(self.limit) {
+    fn turn_away(inside: &mut Inside) -> Option<Standing> {
+        if inside.turned_away >= reserve(inside.limit) {
             return None;
         }
         inside.turned_away += 1;
@@ -188,10 +203,10 @@ impl Place {
         let (crowd, network) = (Arc::clone(&self.crowd), Network::from(address));
         let mut inside = crowd.inside();
         if crowd.has_its_share(&inside, network) {
-            self.standing = crowd.turn_away(&mut inside)?;
+            self.standing = Crowd::turn_away(&mut inside)?;
             Crowd::leave(&mut inside, number);
         } else {
-            crowd.count(&mut inside, Some(network));
+            Crowd::count(&mut inside, Some(network));
             self.network = Some(network);
         }
         drop(inside);
@@ -284,6 +299,17 @@ mod tests {
         assert!(!enter(&crowd, 3).unwrap().is_turned_away());
         drop(places);
         assert_eq!((crowd.len(), crowd.inside().leaving), (0, 0));
+    }
+
+    #[test]
+    fn other_bounds_hold_for_those_who_come_later() {
+        let crowd = crowd(100, None);
+        let inside: Vec<_> = (0..3).map(|_| enter(&crowd, 1).unwrap()).collect();
+        crowd.change(&Limits { connections: 100, connections_per_address: Some(3), ..Limits::default() });
+        assert!(enter(&crowd, 1).unwrap().is_turned_away(), "those of before are counted");
+        assert!(!enter(&crowd, 2).unwrap().is_turned_away());
+        drop(inside);
+        assert!(!enter(&crowd, 1).unwrap().is_turned_away());
     }
 
     #[test]

@@ -9,11 +9,7 @@ use std::{
 
 use tokio::{net, sync::mpsc};
 
-use super::{
-    BACKLOG, Stop,
-    crowd::{Crowd, Place},
-};
-use crate::headers::Proxies;
+use super::{BACKLOG, House, Stop, crowd::Place};
 
 /// How long accepting pauses after it failed, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -25,11 +21,7 @@ pub(super) struct Door {
     pub(super) listener: std::net::TcpListener,
     pub(super) workers: Vec<mpsc::UnboundedSender<Accepted>>,
     pub(super) stop: Stop,
-    pub(super) crowd: Arc<Crowd>,
-    /// Who begins each connection with a header of the PROXY protocol.
-    pub(super) proxies: Proxies,
-    /// How long accepting goes on once the server drains.
-    pub(super) delay: Duration,
+    pub(super) house: Arc<House>,
 }
 
 /// A connection and its place among those that may be open.
@@ -89,7 +81,8 @@ impl Door {
         };
         let closing = async {
             self.stop.drain.cancelled().await;
-            tokio::time::sleep(self.delay).await;
+            let delay = self.house.desk(0).map(|desk| desk.gateway.load().limits.drain_delay);
+            tokio::time::sleep(delay.unwrap_or_default()).await;
         };
         let mut closing = std::pin::pin!(closing);
         let mut turns = self.workers.iter().enumerate().cycle();
@@ -112,7 +105,7 @@ impl Door {
                 }
                 Err(error) => {
                     told.say(|| tracing::warn!(%error, "accepting paused"));
-                    self.crowd.make_room();
+                    self.house.crowd.make_room();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -133,10 +126,10 @@ impl Door {
         turn: Option<(usize, &mpsc::UnboundedSender<Accepted>)>,
         told: &mut Told,
     ) {
-        let is_proxied = self.proxies.contains(peer.ip());
-        let place = self.crowd.enter((!is_proxied).then(|| peer.ip()), &self.stop.drain);
+        let is_proxied = self.house.proxies().contains(peer.ip());
+        let place = self.house.crowd.enter((!is_proxied).then(|| peer.ip()), &self.stop.drain);
         if place.as_ref().is_none_or(Place::is_turned_away) {
-            let open = self.crowd.len();
+            let open = self.house.crowd.len();
             told.say(|| tracing::warn!(open, "turned a connection away: too many are open, of all or of one address"));
         }
         if let (Some((_, worker)), Some(place)) = (turn, place) {

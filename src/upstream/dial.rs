@@ -57,7 +57,8 @@ impl Dialer {
             }
             Place::Socket(_) => None,
         };
-        let tls = settings.tls.as_ref().map(|config| {
+        let tls = settings.tls.as_ref().map(|tls| {
+            let config = &tls.config;
             let mut http1 = (**config).clone();
             http1.alpn_protocols = vec![tls::HTTP_1_1.to_vec()];
             Tls { any: Arc::clone(config).into(), http1: Arc::new(http1).into(), name: settings.server_name.clone() }

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use countersign::command::service;
+use countersign::service;
 
 use crate::{
     commands::{Folder, Running, countersign},

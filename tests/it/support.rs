@@ -126,7 +126,7 @@ impl Gateway {
     pub(crate) fn start(settings: server::Settings, folder: tempfile::TempDir) -> Self {
         let clock = Arc::new(AtomicI64::new(NOW));
         let records = Arc::new(Mutex::new(Vec::new()));
-        let (log, writer) = Log::start(Box::new(Records(Arc::clone(&records))), "config-hash".into()).unwrap();
+        let (log, writer) = Log::start(Box::new(Records(Arc::clone(&records)))).unwrap();
         let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let stop = Stop::default();
         let running = Server::start(listener, settings, &log, &Clock::Set(Arc::clone(&clock)), &stop).unwrap();
@@ -197,7 +197,7 @@ impl Gateway {
         let (server, _) = self.running.as_ref().unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let hits = server.hits().of(limit);
+            let hits = server.house().hits().of(limit);
             if hits >= least {
                 return hits;
             }

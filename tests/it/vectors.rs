@@ -107,6 +107,7 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
         websocket: false,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        tally: arc_swap::ArcSwap::default(),
     };
     let origin = upstream::Origin {
         protocol: upstream::Protocol::Http,
@@ -116,6 +117,7 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
     let chain = tls::certificates(&files.join("cert.pem")).unwrap();
     let certified = tls::certified_key(chain, tls::private_key(&files.join("key.pem")).unwrap()).unwrap();
     Settings {
+        config: "vector".into(),
         certificate: Arc::new(certified),
         names: vec!["gw.example.com".into()],
         trusted_proxies: Proxies::default(),

@@ -1,0 +1,287 @@
+//! A configuration in short, to say what another one changes in it, and which files it was made of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::File,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use figment::value::{Dict, Value};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    file::{self, Kind},
+    mask::masked,
+    source::joined,
+};
+
+/// The largest file that is looked at.
+const LIMIT_BYTES: u64 = super::LIMIT_BYTES;
+
+/// The keys of a configuration with a digest of each value. It holds no value.
+#[derive(Debug, Default)]
+pub struct Outline(BTreeMap<String, u64>);
+
+/// The files that a configuration was read from, with what they held just before.
+#[derive(Clone, Debug, Default)]
+pub struct Sources(Vec<Seen>);
+
+/// A file as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The key that names it, such as `apps.shipping.secrets.0.file`; empty for the configuration itself.
+    pub key: String,
+    pub kind: SourceKind,
+    pub path: PathBuf,
+    /// `None`: it could not be read.
+    digest: Option<[u8; 32]>,
+}
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    Configuration,
+    Secret,
+    /// Certificates or a private key.
+    Certificate,
+}
+
+/// One difference between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub how: How,
+    /// A key, such as `limits.connections`, or a table that came or went as a whole, such as `routes."/orders/"`.
+    pub key: String,
+}
+
+/// What happened to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Added,
+    Removed,
+    Changed,
+    /// The key is the same, and the file that it names holds something else.
+    Exchanged(SourceKind),
+}
+
+impl Outline {
+    /// Of a whole configuration.
+    pub(super) fn of(merged: &Dict) -> Self {
+        let mut keys = BTreeMap::new();
+        flatten(merged, "", "", &mut keys);
+        Self(keys)
+    }
+
+    /// What `later` changes, in the order of the keys. A table of the administrator's naming that comes or goes is one
+    /// change.
+    pub fn changes(&self, later: &Self) -> Vec<Change> {
+        let keys: BTreeSet<&String> = self.0.keys().chain(later.0.keys()).collect();
+        let mut changes: Vec<Change> = Vec::new();
+        for key in keys {
+            let (how, table) = match (self.0.get(key), later.0.get(key)) {
+                (Some(before), Some(after)) if before == after => continue,
+                (Some(_), Some(_)) => (How::Changed, None),
+                (None, _) => (How::Added, whole(key, &self.0)),
+                (Some(_), None) => (How::Removed, whole(key, &later.0)),
+            };
+            let change = Change { how, key: masked(table.unwrap_or(key)) };
+            if changes.last() != Some(&change) {
+                changes.push(change);
+            }
+        }
+        changes
+    }
+}
+
+impl Sources {
+    /// Notes the file at `path`, which `key` names, as it is now.
+    pub(super) fn note(&mut self, key: &str, kind: SourceKind, path: &Path) {
+        self.0.push(Seen { key: key.to_owned(), kind, path: path.to_owned(), digest: digest(path) });
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Seen> {
+        self.0.iter()
+    }
+
+    /// Whether any of them holds something else by now.
+    pub fn are_changed(&self) -> bool {
+        let mut looked: BTreeMap<&Path, Option<[u8; 32]>> = BTreeMap::new();
+        self.0.iter().any(|seen| *looked.entry(&seen.path).or_insert_with(|| digest(&seen.path)) != seen.digest)
+    }
+
+    /// The files of `later`, and of these where it does not say anything: one that fails early has not looked at all.
+    #[must_use]
+    pub fn followed_by(&self, later: &Self) -> Self {
+        let old = self.0.iter().filter(|seen| later.0.iter().all(|new| new.path != seen.path));
+        Self(later.0.iter().chain(old).cloned().collect())
+    }
+
+    /// The files that the same keys name in both, and that hold something else in `later`.
+    pub fn exchanged(&self, later: &Self) -> Vec<Change> {
+        let before: BTreeMap<_, _> = self.0.iter().map(|seen| (&seen.key, seen)).collect();
+        let changed = later.0.iter().filter(|new| {
+            let same = |old: &&Seen| old.path == new.path && old.digest != new.digest;
+            new.kind != SourceKind::Configuration && before.get(&new.key).is_some_and(same)
+        });
+        changed.map(|new| Change { how: How::Exchanged(new.kind), key: masked(&new.key) }).collect()
+    }
+
+    /// Whether `key` names the same file with the same contents as in `later`.
+    pub(super) fn has(&self, key: &str, path: &Path) -> bool {
+        let held = |seen: &Seen| seen.digest.is_some() && seen.digest == digest(path);
+        self.0.iter().any(|seen| seen.key == key && seen.path == path && held(seen))
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match self.how {
+            How::Added => "added",
+            How::Removed => "removed",
+            How::Changed => "changed",
+            How::Exchanged(SourceKind::Secret) => "another secret in",
+            How::Exchanged(SourceKind::Certificate) => "another certificate or key in",
+            How::Exchanged(SourceKind::Configuration) => "another file in",
+        };
+        write!(f, "{how} {}", self.key)
+    }
+}
+
+/// The table of the administrator's naming around `key`, if there is nothing of it in `other`.
+fn whole<'k>(key: &'k str, other: &BTreeMap<String, u64>) -> Option<&'k str> {
+    let (top, rest) = key.split_once('.')?;
+    if !["routes", "apps", "upstreams"].contains(&top) {
+        return None;
+    }
+    // A name that has dots stands in quotes.
+    let name = match rest.strip_prefix('"') {
+        Some(quoted) => quoted.find("\".").map_or(rest.len(), |end| end + 2),
+        None => rest.find('.').unwrap_or(rest.len()),
+    };
+    let table = key.get(..top.len() + 1 + name)?;
+    let inside = format!("{table}.");
+    let is_there = other.range(inside.clone()..).next().is_some_and(|(key, _)| key.starts_with(&inside));
+    (!is_there).then_some(table)
+}
+
+/// Adds every value below `dict`. A route is known by its path, not by its place.
+fn flatten(dict: &Dict, path: &str, pattern: &str, keys: &mut BTreeMap<String, u64>) {
+    for (name, value) in dict {
+        let is_named = file::find(pattern).is_some_and(|key| key.kind == Kind::Names);
+        let pattern = joined(pattern, if is_named { "NAME" } else { name });
+        let path = joined(path, name);
+        match value {
+            Value::Dict(_, inner) => flatten(inner, &path, &pattern, keys),
+            Value::Array(_, items) if file::find(&pattern).is_some_and(|key| key.kind == Kind::Tables) => {
+                for (place, item) in items.iter().enumerate() {
+                    let place = place.to_string();
+                    let known = item.as_dict().and_then(|table| table.get("path")).and_then(Value::as_str);
+                    let item_path = joined(&path, known.unwrap_or(&place));
+                    match item {
+                        Value::Dict(_, inner) => flatten(inner, &item_path, &pattern, keys),
+                        other => add(item_path, other, keys),
+                    }
+                }
+            }
+            other => add(path, other, keys),
+        }
+    }
+}
+
+fn add(key: String, value: &Value, keys: &mut BTreeMap<String, u64>) {
+    let mut hasher = DefaultHasher::new();
+    text(value).hash(&mut hasher);
+    keys.insert(key, hasher.finish());
+}
+
+/// The value without the tag that says where it is from.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(_, text) => text.clone(),
+        Value::Char(_, char) => char.to_string(),
+        Value::Bool(_, flag) => flag.to_string(),
+        Value::Num(_, number) => format!("{number:?}"),
+        Value::Empty(..) => String::new(),
+        Value::Dict(_, dict) => {
+            format!("{:?}", dict.iter().map(|(name, value)| (name, text(value))).collect::<Vec<_>>())
+        }
+        Value::Array(_, items) => format!("{:?}", items.iter().map(text).collect::<Vec<_>>()),
+    }
+}
+
+fn digest(path: &Path) -> Option<[u8; 32]> {
+    let mut file = File::open(path).ok()?.take(LIMIT_BYTES + 1);
+    let mut hash = Sha256::new();
+    let mut part = zeroize::Zeroizing::new(vec![0; 16 * 1024]);
+    loop {
+        let length = file.read(&mut part).ok()?;
+        if length == 0 {
+            return Some(hash.finalize().into());
+        }
+        hash.update(part.get(..length)?);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::source::Source;
+
+    fn outline(text: &str) -> Outline {
+        let (_, dict) = Source::parse("test".into(), text.to_owned()).unwrap();
+        Outline::of(&dict)
+    }
+
+    fn changes(before: &str, after: &str) -> Vec<String> {
+        outline(before).changes(&outline(after)).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_changes_is_said_by_its_key() {
+        let before = "[limits]\nconnections = 1\n[apps.a]\naccounts = [\"x\"]\nsecrets = [{ file = \"s\" }]\n\
+                      [[routes]]\npath = \"/a.b/\"\nroles = [\"x\"]\n[[routes]]\npath = \"/c\"\napp = \"a\"\n";
+        assert!(changes(before, before).is_empty());
+        // The order of routes says nothing.
+        let after = "[limits]\nconnections = 2\nheaders = 3\n[apps.a]\naccounts = [\"x\", \"y\"]\n\
+                     secrets = [{ file = \"s\" }, { file = \"t\" }]\n\
+                     [[routes]]\npath = \"/d.e\"\napp = \"a\"\nroles = [\"y\"]\n[[routes]]\npath = \"/a.b/\"\n";
+        assert_eq!(
+            changes(before, after),
+            [
+                "changed apps.a.accounts",
+                "added apps.a.secrets.1.file",
+                "changed limits.connections",
+                "added limits.headers",
+                "removed routes.\"/a.b/\".roles",
+                "removed routes.\"/c\"",
+                "added routes.\"/d.e\"",
+            ]
+        );
+        assert_eq!(changes("[apps.a]\nx = 1\ny = 2\n", "[apps.b]\nx = 1\n"), ["removed apps.a", "added apps.b"]);
+    }
+
+    #[test]
+    fn a_file_that_holds_something_else_is_seen_and_named_by_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let seen = || {
+            let mut sources = Sources::default();
+            sources.note("apps.a.secrets.0.file", SourceKind::Secret, &path);
+            sources
+        };
+        let missing = seen();
+        assert!(!missing.are_changed());
+        std::fs::write(&path, "one").unwrap();
+        let one = seen();
+        assert!(missing.are_changed() && !one.are_changed());
+        std::fs::write(&path, "two").unwrap();
+        assert!(one.are_changed());
+        let said: Vec<_> = one.exchanged(&seen()).iter().map(ToString::to_string).collect();
+        assert_eq!(said, ["another secret in apps.a.secrets.0.file"]);
+        assert!(one.exchanged(&one).is_empty());
+    }
+}

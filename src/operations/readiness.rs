@@ -1,0 +1,81 @@
+//! Whether the gateway is ready, part by part.
+
+use std::fmt;
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::Observed;
+use crate::server::Stop;
+
+/// A line for each part.
+#[derive(Debug)]
+pub(super) struct Readiness(Vec<Part>);
+
+#[derive(Debug)]
+struct Part {
+    name: &'static str,
+    state: String,
+    is_ready: bool,
+}
+
+/// Of a gateway that may not have started yet.
+pub(super) fn of(stop: &Stop, observed: Option<&Observed>) -> Readiness {
+    let listener = match (stop.is_draining(), observed) {
+        (true, _) => Part { name: "listener", state: "draining".to_owned(), is_ready: false },
+        (false, None) => Part { name: "listener", state: "starting".to_owned(), is_ready: false },
+        (false, Some(_)) => Part { name: "listener", state: "accepting".to_owned(), is_ready: true },
+    };
+    let mut parts = vec![listener];
+    if let Some(observed) = observed {
+        parts.push(config(observed));
+        parts.extend(audit(observed));
+    }
+    Readiness(parts)
+}
+
+impl Readiness {
+    pub(super) fn is_ready(&self) -> bool {
+        self.0.iter().all(|part| part.is_ready)
+    }
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Part { name, state, .. } in &self.0 {
+            writeln!(f, "{name}: {state}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One that was refused leaves the old one in force, and the gateway does its work.
+fn config(observed: &Observed) -> Part {
+    let standing = observed.status.standing();
+    let state = match standing.refused {
+        None => standing.config,
+        Some((since, reason)) => {
+            let since = OffsetDateTime::from(since).format(&Rfc3339).unwrap_or_default();
+            // A reason is a line, whatever is in it.
+            let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            format!("refused since {since}: {reason}; in force: {}", standing.config)
+        }
+    };
+    Part { name: "config", state, is_ready: true }
+}
+
+fn audit(observed: &Observed) -> Option<Part> {
+    let audit = observed.house.audit()?;
+    let head = audit.head();
+    let state = format!("{} {}", head.sequence, head.hash);
+    Some(if audit.refuses() {
+        Part { name: "audit", state: format!("cannot be written, nobody passes; {state}"), is_ready: false }
+    } else if audit.is_failing() {
+        Part {
+            name: "audit",
+            state: format!("cannot be written, requests are served unrecorded; {state}"),
+            is_ready: true,
+        }
+    } else {
+        Part { name: "audit", state, is_ready: true }
+    })
+}

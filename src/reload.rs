@@ -1,0 +1,322 @@
+//! Putting another configuration in force while the gateway runs.
+//!
+//! One thread waits for a signal or for a change of the files that the configuration in force was read from, reads it anew as
+//! at start, and either puts all of it in force or says why not and leaves everything as it is.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::SystemTime,
+};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    audit::Audit,
+    clock::unix_seconds,
+    config::{self, AccessLog, Change, Config, Environment, How, Outline, Scrutiny, SourceKind, Sources, Warning},
+    record::Log,
+    server::{self, House},
+};
+
+mod unused;
+mod watcher;
+
+use unused::Lookout;
+use watcher::{Watcher, settled};
+
+/// Messages of one refusal that are told in a log.
+const MOST_REASONS: usize = 100;
+
+/// What the thread is told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Something about the files may have changed.
+    Look,
+    /// Read the configuration whether anything has changed or not.
+    Reload,
+    /// Open the access log anew, for its file was moved away.
+    Reopen,
+    Stop,
+}
+
+/// What a reload does its work on.
+#[derive(Debug)]
+pub struct Parts {
+    pub path: PathBuf,
+    pub environment: Environment,
+    pub house: Arc<House>,
+    pub log: Log,
+    pub audit: Audit,
+}
+
+/// The configuration in force, as far as a later one is compared with it.
+#[derive(Debug)]
+pub struct InForce {
+    hash: String,
+    address: SocketAddr,
+    operations: Option<SocketAddr>,
+    state_directory: PathBuf,
+    access_log: AccessLog,
+    outline: Outline,
+    sources: Sources,
+    warnings: Vec<Warning>,
+}
+
+/// How reloading goes, for those who are asked.
+#[derive(Debug)]
+pub struct Status(Mutex<Standing>);
+
+/// What a [`Status`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The hash of the configuration in force.
+    pub config: String,
+    /// When it was put in force.
+    pub since: SystemTime,
+    /// When a later one was refused, and the first reason, if the last one was.
+    pub refused: Option<(SystemTime, String)>,
+}
+
+/// The thread.
+#[derive(Debug)]
+pub struct Reloader {
+    orders: mpsc::Sender<Order>,
+    thread: JoinHandle<()>,
+}
+
+impl InForce {
+    /// Of `config`, which was read from `sources`.
+    pub fn of(config: &mut Config, sources: Sources) -> Self {
+        Self {
+            hash: config.hash.clone(),
+            address: config.listener.address,
+            operations: config.operations,
+            state_directory: config.state_directory.clone(),
+            access_log: config.access_log.clone(),
+            outline: std::mem::take(&mut config.outline),
+            sources,
+            warnings: std::mem::take(&mut config.warnings),
+        }
+    }
+}
+
+impl Status {
+    /// Of a gateway that has just started under the configuration with this hash.
+    pub fn new(config: String) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Standing { config, since: SystemTime::now(), refused: None })))
+    }
+
+    /// What there is to say at the moment.
+    pub fn standing(&self) -> Standing {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Standing)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Reloader {
+    /// Starts watching; `orders` are those that come from elsewhere, and `sender` its other end.
+    ///
+    /// # Errors
+    /// The system's, if no thread can be started.
+    pub fn start(
+        parts: Parts,
+        in_force: InForce,
+        status: Arc<Status>,
+        (sender, orders): (mpsc::Sender<Order>, mpsc::Receiver<Order>),
+    ) -> io::Result<Self> {
+        let watcher = Watcher::new(sender.clone());
+        let work = Work { parts, in_force, status, watcher, lookout: Lookout::default() };
+        let thread = std::thread::Builder::new().name("reload".into()).spawn(move || work.run(&orders))?;
+        Ok(Self { orders: sender, thread })
+    }
+
+    /// Ends it.
+    pub fn finish(self) {
+        let _ = self.orders.send(Order::Stop);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that reloads panicked");
+        }
+    }
+}
+
+struct Work {
+    parts: Parts,
+    in_force: InForce,
+    status: Arc<Status>,
+    watcher: Watcher,
+    lookout: Lookout,
+}
+
+impl Work {
+    fn run(mut self, orders: &mpsc::Receiver<Order>) {
+        self.watcher.watch(&self.in_force.sources);
+        loop {
+            let mut order = self.watcher.wait(orders);
+            if order == Order::Look {
+                order = settled(orders);
+            }
+            match order {
+                Order::Stop => return,
+                Order::Reopen => self.reopen(),
+                Order::Reload => self.reload(),
+                Order::Look if self.in_force.sources.are_changed() => self.reload(),
+                Order::Look => {}
+            }
+            self.watcher.watch(&self.in_force.sources);
+            let (since, now) = (self.status.standing().since, SystemTime::now());
+            self.lookout.look(|| self.parts.house.apps(), unix_seconds(since), unix_seconds(now));
+        }
+    }
+
+    fn reopen(&self) {
+        let AccessLog::File(path) = &self.in_force.access_log else { return };
+        match self.in_force.access_log.open() {
+            Ok(sink) => {
+                self.parts.log.reopen(sink);
+                tracing::info!(file = %path.display(), "the access log was opened anew");
+            }
+            Err(error) => {
+                tracing::error!(file = %path.display(), %error, "the access log cannot be opened anew; it goes on in the old file");
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        let Parts { path, environment, .. } = &self.parts;
+        let scrutiny = Scrutiny::Reload(&self.in_force.sources);
+        let (loaded, sources) = config::load_from(path, environment, SystemTime::now(), scrutiny);
+        // What was refused is looked at again when it changes, not before.
+        let outcome = match loaded {
+            Ok(config) => self.put_in_force(config, &sources),
+            Err(errors) => Err(Refusal {
+                reasons: errors.iter().map(|problem| problem.message.clone()).collect(),
+                text: errors.to_string(),
+            }),
+        };
+        match outcome {
+            Ok(()) => self.in_force.sources = sources,
+            Err(refusal) => {
+                self.in_force.sources = self.in_force.sources.followed_by(&sources);
+                self.refuse(&refusal);
+            }
+        }
+    }
+
+    fn put_in_force(&mut self, mut config: Config, sources: &Sources) -> Result<(), Refusal> {
+        self.check_fixed(&config)?;
+        let (parts, before) = (&self.parts, &self.in_force);
+        let sink = if config.access_log == before.access_log {
+            None
+        } else {
+            let failed = |error: io::Error| Refusal::one(format!("`log.access`: the file cannot be opened: {error}"));
+            Some(config.access_log.open().map_err(failed)?)
+        };
+        let mut changes = before.outline.changes(&config.outline);
+        let exchanged = before.sources.exchanged(sources);
+        let in_force = InForce::of(&mut config, sources.clone());
+        let audit = config.audit.clone();
+        let fingerprint = fingerprint(&config);
+        let mut settings = server::Settings::from(config);
+        settings.fit_descriptors();
+        let failed = |error: io::Error| Refusal::one(format!("it cannot be put in force: {error}"));
+        parts.house.replace(settings).map_err(failed)?;
+        parts.audit.change(audit);
+        if let Some(sink) = sink {
+            parts.log.reopen(sink);
+        }
+
+        for Change { how, key } in &exchanged {
+            match how {
+                How::Exchanged(SourceKind::Secret) => parts.audit.secret_exchanged(key),
+                How::Exchanged(SourceKind::Certificate) => parts.audit.certificate_exchanged(key, &fingerprint),
+                How::Exchanged(SourceKind::Configuration) | How::Added | How::Removed | How::Changed => {}
+            }
+        }
+        changes.extend(exchanged);
+        let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        parts.audit.reloaded(&in_force.hash, &changes);
+        for change in changes.iter().take(MOST_REASONS) {
+            tracing::info!(change, "reloaded");
+        }
+        // Those of before were told.
+        let is_new = |warning: &&Warning| {
+            self.in_force.warnings.iter().all(|told| (&told.key, &told.text) != (&warning.key, &warning.text))
+        };
+        for warning in in_force.warnings.iter().filter(is_new) {
+            tracing::warn!(key = warning.key, "{}", warning.text);
+        }
+        tracing::info!(
+            config = in_force.hash,
+            changes = changes.len(),
+            "the configuration was read anew and is in force"
+        );
+        self.status.set(|standing| {
+            *standing = Standing { config: in_force.hash.clone(), since: SystemTime::now(), refused: None };
+        });
+        self.in_force = in_force;
+        Ok(())
+    }
+
+    /// Refuses what takes a restart.
+    fn check_fixed(&self, config: &Config) -> Result<(), Refusal> {
+        let before = &self.in_force;
+        let fixed = [
+            ("listener.address", config.listener.address == before.address),
+            ("operations.address", config.operations == before.operations),
+            ("state_directory", config.state_directory == before.state_directory),
+        ];
+        let reasons: Vec<_> = fixed
+            .into_iter()
+            .filter(|(_, is_same)| !is_same)
+            .map(|(key, _)| {
+                format!("`{key}` cannot change while the gateway runs; restart it, or put the old value back")
+            })
+            .collect();
+        if reasons.is_empty() { Ok(()) } else { Err(Refusal { text: reasons.join("\n"), reasons }) }
+    }
+
+    fn refuse(&self, refusal: &Refusal) {
+        let config = &self.in_force.hash;
+        self.parts.audit.reload_refused(config, &refusal.reasons);
+        tracing::error!(
+            config,
+            "the configuration was read anew and is refused; the one of before stays in force\n{}",
+            refusal.text.trim_end()
+        );
+        let first = refusal.reasons.first().cloned().unwrap_or_default();
+        // Since when it is so, whatever was tried in between.
+        self.status.set(|standing| {
+            let since = standing.refused.take().map_or_else(SystemTime::now, |(since, _)| since);
+            standing.refused = Some((since, first));
+        });
+    }
+}
+
+/// Why a configuration is not put in force.
+struct Refusal {
+    reasons: Vec<String>,
+    text: String,
+}
+
+impl Refusal {
+    fn one(reason: String) -> Self {
+        Self { text: reason.clone(), reasons: vec![reason] }
+    }
+}
+
+/// Of the listener's certificate.
+fn fingerprint(config: &Config) -> String {
+    use std::fmt::Write as _;
+    let leaf = config.listener.certificates.cert.first().map(Sha256::digest);
+    leaf.unwrap_or_default().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

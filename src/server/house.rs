@@ -1,0 +1,274 @@
+//! What is in force, on every worker, and how something else is put in force without a request being lost.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{ServerConfig, sign::CertifiedKey};
+use tokio::{runtime::Handle, task::AbortHandle};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Settings, crowd::Crowd, traffic::Traffic};
+use crate::{
+    audit::Audit,
+    auth::Scheme,
+    body::Room,
+    clock::Clock,
+    gateway::{Gateway, Rules},
+    headers::Proxies,
+    limits::Hits,
+    record::Log,
+    route::{Route, RouteTable},
+    signature::{SigningKey, Uses},
+    tally::Tally,
+    tls,
+    upstream::{Shared, Upstream},
+};
+
+/// Where a worker finds the gateway that is in force.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) gateway: ArcSwap<Gateway>,
+    pub(super) traffic: Arc<Traffic>,
+}
+
+/// What a server's workers share, and what is in force on each of them.
+#[derive(Debug)]
+pub struct House {
+    desks: Vec<Arc<Desk>>,
+    rules: Arc<Rules>,
+    tls: ArcSwap<ServerConfig>,
+    proxies: ArcSwap<Proxies>,
+    pub(super) crowd: Arc<Crowd>,
+    room: Arc<Room>,
+    hits: Arc<Hits>,
+    traffic: Arc<Traffic>,
+    /// Requests that no route took.
+    unrouted: Arc<Tally>,
+    log: Log,
+    audit: Option<Audit>,
+    clock: Clock,
+    /// The runtime that asks servers whether they are well.
+    first: Handle,
+    /// Held by whoever puts something in force.
+    in_force: Mutex<InForce>,
+}
+
+#[derive(Debug)]
+struct InForce {
+    certificate: Arc<CertifiedKey>,
+    watches: Vec<Watch>,
+}
+
+/// Asks an upstream's servers whether they are well, for as long as this lives.
+#[derive(Debug)]
+struct Watch {
+    upstream: Arc<Shared>,
+    task: AbortHandle,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl House {
+    pub(super) fn open(
+        settings: Settings,
+        workers: usize,
+        log: &Log,
+        clock: &Clock,
+        first: Handle,
+    ) -> io::Result<Self> {
+        let hits = Arc::new(Hits::default());
+        let limits = &settings.limits;
+        let certificate = Arc::clone(&settings.certificate);
+        let routes = Arc::new(settings.routes);
+        let watches: Vec<_> =
+            settings.upstreams.into_iter().map(|upstream| watch(Shared::new(upstream), &first)).collect();
+        let house = Self {
+            desks: Vec::new(),
+            rules: Rules::new(Arc::clone(&routes)),
+            tls: ArcSwap::from_pointee(tls::server(Arc::clone(&certificate)).map_err(io::Error::other)?),
+            proxies: ArcSwap::from_pointee(settings.proxy_protocol),
+            crowd: Crowd::new(limits, Arc::clone(&hits)),
+            room: Arc::new(Room::new(limits.buffered_bytes, limits.buffered_bytes_per_address)),
+            hits,
+            traffic: Arc::default(),
+            unrouted: Arc::default(),
+            log: log.clone(),
+            audit: settings.audit,
+            clock: clock.clone(),
+            first,
+            in_force: Mutex::new(InForce { certificate, watches: Vec::new() }),
+        };
+        let outline = Outline {
+            config: settings.config,
+            routes,
+            limits: settings.limits,
+            names: settings.names.into(),
+            trusted_proxies: Arc::new(settings.trusted_proxies),
+        };
+        let desks = (0..workers)
+            .map(|_| {
+                let upstreams = watches.iter().map(|watch| Arc::new(Upstream::new(&watch.upstream))).collect();
+                let gateway = ArcSwap::from_pointee(house.gateway(&outline, upstreams));
+                Arc::new(Desk { gateway, traffic: Arc::clone(&house.traffic) })
+            })
+            .collect();
+        house.in_force.lock().unwrap_or_else(PoisonError::into_inner).watches = watches;
+        Ok(Self { desks, ..house })
+    }
+
+    /// Puts `settings` in force, all of them at once for whatever is asked from now on: a request keeps what it began with.
+    /// Connections live on, and so do the upstreams whose settings are the same, with theirs. What is under way and no longer
+    /// permitted is ended. `audit` and `workers` are not looked at.
+    ///
+    /// # Errors
+    /// TLS's, if its configuration cannot be made; nothing has changed then.
+    pub fn replace(&self, settings: Settings) -> io::Result<()> {
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        // A server's side that did not change keeps the tickets that clients resume with.
+        let tls = if settings.certificate.cert == in_force.certificate.cert {
+            None
+        } else {
+            Some(tls::server(Arc::clone(&settings.certificate)).map_err(io::Error::other)?)
+        };
+        let watches: Vec<_> = settings
+            .upstreams
+            .into_iter()
+            .map(|upstream| {
+                let place = in_force.watches.iter().position(|watch| watch.upstream.is(&upstream));
+                place.map_or_else(
+                    || watch(Shared::new(upstream), &self.first),
+                    |place| in_force.watches.swap_remove(place),
+                )
+            })
+            .collect();
+        let outline = Outline {
+            config: settings.config,
+            routes: Arc::new(settings.routes),
+            limits: settings.limits,
+            names: settings.names.into(),
+            trusted_proxies: Arc::new(settings.trusted_proxies),
+        };
+        outline.routes.go_on_from(&self.routes());
+        let (crowd, room) = (&outline.limits, &outline.limits);
+        self.crowd.change(crowd);
+        self.room.resize(room.buffered_bytes, room.buffered_bytes_per_address);
+        self.proxies.store(Arc::new(settings.proxy_protocol));
+        if let Some(tls) = tls {
+            self.tls.store(Arc::new(tls));
+            in_force.certificate = settings.certificate;
+        }
+        // The rules first: whoever is let through by the old gateway from here on is judged by the new ones as well.
+        self.rules.replace(Arc::clone(&outline.routes));
+        for desk in &self.desks {
+            let before = desk.gateway.load();
+            let upstreams = watches.iter().map(|watch| {
+                let same = before.upstreams.iter().find(|upstream| Arc::ptr_eq(upstream.shared(), &watch.upstream));
+                same.map_or_else(|| Arc::new(Upstream::new(&watch.upstream)), Arc::clone)
+            });
+            let upstreams = upstreams.collect();
+            desk.gateway.store(Arc::new(self.gateway(&outline, upstreams)));
+        }
+        in_force.watches = watches;
+        Ok(())
+    }
+
+    /// How often each limit was hit so far.
+    pub fn hits(&self) -> &Hits {
+        &self.hits
+    }
+
+    /// Connections and handshakes so far.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// The routes in force, with what passed on each.
+    pub fn routes(&self) -> Arc<RouteTable> {
+        self.rules.routes()
+    }
+
+    /// What came and no route took.
+    pub fn unrouted(&self) -> &Arc<Tally> {
+        &self.unrouted
+    }
+
+    /// The apps that routes name, and how often each of their secrets was used, in the order of the configuration.
+    pub fn apps(&self) -> BTreeMap<String, Vec<Arc<Uses>>> {
+        let uses = |route: &Arc<Route>| {
+            let Scheme::StripeApp(app) = &*route.scheme;
+            let name = route.app.to_str().unwrap_or_default().to_owned();
+            (name, app.keys.iter().map(SigningKey::uses).collect())
+        };
+        self.routes().iter().map(uses).collect()
+    }
+
+    /// The upstreams in force.
+    pub fn upstreams(&self) -> Vec<Arc<Shared>> {
+        let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        in_force.watches.iter().map(|watch| Arc::clone(&watch.upstream)).collect()
+    }
+
+    /// Lines of the access log that were lost.
+    pub fn dropped_lines(&self) -> u64 {
+        self.log.dropped()
+    }
+
+    /// Where decisions are recorded.
+    pub fn audit(&self) -> Option<&Audit> {
+        self.audit.as_ref()
+    }
+
+    pub(super) fn desk(&self, worker: usize) -> Option<Arc<Desk>> {
+        self.desks.get(worker).map(Arc::clone)
+    }
+
+    pub(super) fn tls(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.tls.load_full())
+    }
+
+    /// Who begins each connection with a header of the PROXY protocol.
+    pub(super) fn proxies(&self) -> Arc<Proxies> {
+        self.proxies.load_full()
+    }
+
+    fn gateway(&self, outline: &Outline, upstreams: Vec<Arc<Upstream>>) -> Gateway {
+        Gateway {
+            config: Arc::clone(&outline.config),
+            routes: Arc::clone(&outline.routes),
+            edition: self.rules.edition(),
+            rules: Arc::clone(&self.rules),
+            upstreams,
+            limits: outline.limits.clone(),
+            names: Arc::clone(&outline.names),
+            trusted_proxies: Arc::clone(&outline.trusted_proxies),
+            room: Arc::clone(&self.room),
+            hits: Arc::clone(&self.hits),
+            unrouted: Arc::clone(&self.unrouted),
+            log: self.log.clone(),
+            audit: self.audit.clone(),
+            clock: self.clock.clone(),
+        }
+    }
+}
+
+/// What of the settings every worker's gateway shares.
+struct Outline {
+    config: Arc<str>,
+    routes: Arc<RouteTable>,
+    limits: crate::limits::Limits,
+    names: Arc<[String]>,
+    trusted_proxies: Arc<Proxies>,
+}
+
+fn watch(upstream: Arc<Shared>, runtime: &Handle) -> Watch {
+    let task = runtime.spawn(Arc::clone(&upstream).watch()).abort_handle();
+    Watch { upstream, task }
+}
