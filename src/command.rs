@@ -7,13 +7,19 @@ use std::{io::Write, path::PathBuf, time::SystemTime};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, Config, Environment, Scrutiny};
+use crate::{
+    config::{self, Config, Environment, Scrutiny},
+    version,
+};
 
+mod activation;
 mod audit;
 pub mod check;
+mod completions;
 mod dev;
 mod explain;
 mod health;
+mod man;
 mod manifest;
 mod run;
 mod sign;
@@ -33,7 +39,7 @@ pub const CONFIGURATION: u8 = 78;
 
 /// HTTPS gateway between private Stripe Apps and a company's internal HTTP services.
 #[derive(Debug, Parser)]
-#[command(name = "countersign", version)]
+#[command(name = "countersign", version = version::SHOWN)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -79,6 +85,14 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Prints the script by which a shell completes this command line.
+    Completions { shell: clap_complete::Shell },
+    /// Prints the manual page, or writes those of all commands into a folder.
+    Man {
+        /// The folder, made if it is not there.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
 }
 
 /// For people or for programs.
@@ -115,6 +129,8 @@ pub fn main() -> u8 {
         Command::Health { config } => health::run(config),
         Command::Audit(task) => audit::run(&task),
         Command::Manifest { config } => manifest::run(config),
+        Command::Completions { shell } => completions::run(shell),
+        Command::Man { dir } => man::run(dir.as_deref()),
     }
 }
 

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 // Values: plain data and arithmetic; no sockets, files or clock.
+pub mod version;
 pub mod identity;
 pub mod json;
 pub mod limits;
@@ -31,6 +32,7 @@ pub mod body;
 pub mod clock;
 pub mod io;
 pub mod files;
+pub mod confine;
 pub mod record;
 pub mod audit;
 pub mod tls;
@@ -41,6 +43,7 @@ pub mod upstream;
 pub mod rejection;
 pub mod gateway;
 pub mod server;
+pub mod service;
 pub mod config;
 pub mod reload;
 pub mod operations;

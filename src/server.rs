@@ -28,6 +28,7 @@ mod frames;
 mod handshake;
 mod house;
 mod proxy;
+mod pulse;
 mod stall;
 mod traffic;
 pub mod wire;
@@ -35,6 +36,7 @@ pub mod wire;
 use door::{Accepted, Door};
 
 pub use house::House;
+pub use pulse::Pulse;
 pub use traffic::{Outcome, Spoken, Traffic};
 
 /// Connections that the system may hold before they are accepted.
@@ -69,6 +71,7 @@ pub struct Settings {
 pub struct Server {
     address: SocketAddr,
     house: Arc<House>,
+    pulse: Pulse,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -95,6 +98,16 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// Makes ready a listener that somebody else bound.
+///
+/// # Errors
+/// The system's, of a socket that cannot listen, such as one that is connected.
+pub fn adopt(listener: std::net::TcpListener) -> io::Result<std::net::TcpListener> {
+    socket2::SockRef::from(&listener).listen(BACKLOG)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 impl Server {
     /// Starts serving on `listener`, until `stop` is told.
     ///
@@ -113,6 +126,7 @@ impl Server {
             .map(|_| tokio::runtime::Builder::new_current_thread().enable_all().build())
             .collect::<io::Result<Vec<_>>>()?;
         let first = runtimes.first().map(|runtime| runtime.handle().clone()).ok_or(io::ErrorKind::InvalidInput)?;
+        let pulse = Pulse::of(runtimes.iter().map(|runtime| runtime.handle().clone()).collect());
         let house = Arc::new(House::open(settings, runtimes.len(), log, clock, first)?);
         let (senders, receivers): (Vec<_>, Vec<_>) = runtimes.iter().map(|_| mpsc::unbounded_channel()).unzip();
         let mut door = Some(Door { listener, workers: senders, stop: stop.clone(), house: Arc::clone(&house) });
@@ -132,12 +146,17 @@ impl Server {
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(serve)?);
         }
-        Ok(Self { address, house, threads })
+        Ok(Self { address, house, pulse, threads })
     }
 
     /// What puts other settings in force while it runs.
     pub fn house(&self) -> &Arc<House> {
         &self.house
+    }
+
+    /// Tells whether its workers still turn.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Where it listens.

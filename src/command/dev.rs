@@ -16,7 +16,7 @@ use std::{
 use clap::Args;
 use http::Method;
 
-use super::{CONFIGURATION, SOFTWARE, UNAVAILABLE, run, say, say_error, sign};
+use super::{CONFIGURATION, SOFTWARE, UNAVAILABLE, activation::Inherited, run, say, say_error, sign};
 use crate::{
     clock::{Clock, unix_seconds},
     config::{self, Environment, Scrutiny},
@@ -169,7 +169,7 @@ fn serve(options: &Options, prepared: Prepared) -> u8 {
     };
     let recent = Recent::default();
     let sink = Box::new(Tee { recent: recent.clone(), partial: Vec::new() });
-    let running = match run::start(config, sink, &Clock::System, &mpsc::channel().0) {
+    let running = match run::start(config, sink, Inherited::nothing(), &Clock::System, &mpsc::channel().0) {
         Ok(running) => running,
         Err(code) => return code,
     };

@@ -1,26 +1,33 @@
 //! `countersign run`: the gateway, until a signal ends it.
 
 use std::{
+    fs::DirBuilder,
     io::{self, Write},
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     time::{Duration, SystemTime},
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 
-use super::{CONFIGURATION, FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, say_error};
+use super::{CONFIGURATION, FINE, NEGATIVE, SOFTWARE, UNAVAILABLE, activation::Inherited, say_error};
 use crate::{
     acme::{Acme, Keeper},
     audit::{Audit, Scribe},
     clock::Clock,
-    config::{self, Config, Environment, Scrutiny},
+    config::{self, AccessLog, Config, Environment, Scrutiny},
+    confine::{self, Confinement},
     operations::{Observed, Operations},
     record::{Log, Writer},
     reload::{InForce, Order, Parts, Reloader, Status},
     server::{self, Server, Stop},
+    service,
 };
 
 /// How long the last lines of the access log may take to be written at the end.
@@ -30,7 +37,7 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 const WAITING_LINES: usize = 4096;
 
 pub(super) fn run(config: Option<PathBuf>) -> u8 {
-    let _logging = start_logging();
+    let inherited = Inherited::take();
     let environment = Environment::of_process();
     let path = config::default_path(config, &environment);
     let (loaded, sources) = config::load_from(&path, &environment, SystemTime::now(), Scrutiny::Files);
@@ -41,9 +48,6 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
             return CONFIGURATION;
         }
     };
-    for warning in &config.warnings {
-        tracing::warn!(key = warning.key, "{}", warning.text);
-    }
     let sink = match config.access_log.open() {
         Ok(sink) => sink,
         Err(error) => {
@@ -51,21 +55,47 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
             return UNAVAILABLE;
         }
     };
+    // Before any thread is started, for only those that are started later are confined too.
+    let confined = confined(&config);
+    let _logging = start_logging();
+    match confined {
+        Ok(Confinement::Whole) => tracing::info!("confined: files are written below the state and beside the log only"),
+        Ok(Confinement::Part) => tracing::info!("confined in part: this kernel's Landlock is an old one"),
+        Ok(Confinement::None) => tracing::info!("not confined: this kernel has no Landlock"),
+        Err(error) => tracing::warn!(%error, "not confined"),
+    }
+    for warning in &config.warnings {
+        tracing::warn!(key = warning.key, "{}", warning.text);
+    }
     let in_force = InForce::of(&mut config, sources);
     let (sender, orders) = mpsc::channel();
-    let running = match start(config, sink, &Clock::System, &sender) {
+    let running = match start(config, sink, inherited, &Clock::System, &sender) {
         Ok(running) => running,
         Err(code) => return code,
     };
     let Running { server, log, audit, status, .. } = &running;
     let parts = Parts { path, environment, house: Arc::clone(server.house()), log: log.clone(), audit: audit.clone() };
     match Reloader::start(parts, in_force, Arc::clone(status), (sender, orders)) {
-        Ok(reloader) => serve(running, Some(reloader)),
+        Ok(reloader) => {
+            service::ready(running.server.address());
+            serve(running, Some(reloader))
+        }
         Err(error) => {
             say_error(&format!("error: cannot start: {error}\n"));
             SOFTWARE
         }
     }
+}
+
+/// Has this thread and all that follow write nothing but state and logs.
+fn confined(config: &Config) -> io::Result<Confinement> {
+    let state = &config.state_directory;
+    DirBuilder::new().recursive(true).mode(0o700).create(state)?;
+    let log = match &config.access_log {
+        AccessLog::Stdout => None,
+        AccessLog::File(path) => Some(path.as_path()),
+    };
+    confine::writes(state, log)
 }
 
 /// Writes, when dropped, what of the program's own log still waits; for a second or so if nobody reads.
@@ -148,6 +178,7 @@ pub(super) struct Running {
 pub(super) fn start(
     mut config: Config,
     sink: Box<dyn Write + Send>,
+    inherited: Inherited,
     clock: &Clock,
     orders: &mpsc::Sender<Order>,
 ) -> Result<Running, u8> {
@@ -157,13 +188,19 @@ pub(super) fn start(
     };
     // Once connections are accepted, a signal must already mean a drain.
     let stop = Stop::default();
-    watch_signals(&stop, orders).map_err(failed)?;
+    let signals = watch_signals(&stop, orders).map_err(failed)?;
     let operations = config.operations.map(|address| operations(address, &stop)).transpose()?;
     let (address, hash, keeping) = (config.listener.address, config.hash.clone(), config.audit.clone());
     let acme = config.acme.take();
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
-    let listener = server::bind(address).map_err(|error| {
+    let handed = inherited.listener(address).map_err(|error| {
+        say_error(&format!(
+            "error: the sockets that were handed over cannot be used: {error}; the socket unit must have one `ListenStream=`, of TCP\n"
+        ));
+        UNAVAILABLE
+    })?;
+    let listener = handed.map_or_else(|| server::bind(address), Ok).map_err(|error| {
         say_error(&format!("error: cannot listen on {address}: {error}; is something else running there?\n"));
         UNAVAILABLE
     })?;
@@ -199,6 +236,7 @@ pub(super) fn start(
             return Err(failed(error));
         }
     };
+    signals.spawn(service::keep_watch(server.pulse(), stop));
     let key = scribe.public().fingerprint();
     tracing::info!(%key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
     tracing::info!(address = %server.address(), config = hash, "listening");
@@ -243,10 +281,11 @@ pub(super) fn serve(running: Running, reloader: Option<Reloader>) -> u8 {
     FINE
 }
 
-/// Has the first signal to stop drain and a second one end the process at once; answers once both would. SIGHUP and SIGUSR1
-/// become orders.
-fn watch_signals(stop: &Stop, orders: &mpsc::Sender<Order>) -> io::Result<()> {
+/// Has the first signal to stop drain and a second one end the process at once; answers once both would, with the runtime
+/// that does it. SIGHUP and SIGUSR1 become orders.
+fn watch_signals(stop: &Stop, orders: &mpsc::Sender<Order>) -> io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
     let guard = runtime.enter();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut hangup, mut first) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?);
@@ -270,6 +309,7 @@ fn watch_signals(stop: &Stop, orders: &mpsc::Sender<Order>) -> io::Result<()> {
         any().await;
         tracing::info!("draining; a second signal stops at once");
         stop.drain();
+        service::stopping();
         any().await;
         tracing::warn!("stopped at once");
         end_logging();
@@ -277,5 +317,5 @@ fn watch_signals(stop: &Stop, orders: &mpsc::Sender<Order>) -> io::Result<()> {
     };
     let both = async { tokio::join!(obey, order) };
     std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(both))?;
-    Ok(())
+    Ok(handle)
 }
