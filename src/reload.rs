@@ -19,6 +19,7 @@ use crate::{
     config::{self, AccessLog, Change, Config, Environment, How, Outline, Scrutiny, SourceKind, Sources, Warning},
     record::Log,
     server::{self, House},
+    service,
 };
 
 mod unused;
@@ -190,6 +191,7 @@ impl Work {
     }
 
     fn reload(&mut self) {
+        service::reloading();
         let Parts { path, environment, .. } = &self.parts;
         let scrutiny = Scrutiny::Reload(&self.in_force.sources);
         let (loaded, sources) = config::load_from(path, environment, SystemTime::now(), scrutiny);
@@ -202,10 +204,14 @@ impl Work {
             }),
         };
         match outcome {
-            Ok(()) => self.in_force.sources = sources,
+            Ok(()) => {
+                self.in_force.sources = sources;
+                service::reloaded("the configuration was read anew and is in force");
+            }
             Err(refusal) => {
                 self.in_force.sources = self.in_force.sources.followed_by(&sources);
                 self.refuse(&refusal);
+                service::reloaded("the configuration was read anew and is refused; the one of before stays in force");
             }
         }
     }
@@ -216,7 +222,11 @@ impl Work {
         let sink = if config.access_log == before.access_log {
             None
         } else {
-            let failed = |error: io::Error| Refusal::one(format!("`log.access`: the file cannot be opened: {error}"));
+            let failed = |error: io::Error| {
+                Refusal::one(format!(
+                    "`log.access`: the file cannot be opened: {error}; one in another folder than before takes a restart"
+                ))
+            };
             Some(config.access_log.open().map_err(failed)?)
         };
         let mut changes = before.outline.changes(&config.outline);

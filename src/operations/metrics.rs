@@ -19,6 +19,7 @@ use crate::{
     server::{House, Outcome, Spoken},
     tally::{Histogram, Tally},
     tls::Expiry,
+    version,
 };
 
 /// What [`text`] is.
@@ -111,7 +112,7 @@ impl Families<'_> {
 impl Collector for Process {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut families = Families(encoder);
-        let labels = [("version", env!("CARGO_PKG_VERSION").to_owned())];
+        let labels = [("version", version::RELEASE.to_owned()), ("commit", version::COMMIT.to_owned())];
         families.info("countersign_build", "The program that runs", &labels)?;
         let process::Process {
             cpu_seconds,
