@@ -14,8 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use countersign::service;
-
 use crate::{
     commands::{Folder, Running, countersign},
     streams::head_now,
@@ -144,24 +142,24 @@ fn a_watchdog_of_another_process_is_not_fed() {
 }
 
 #[test]
-#[ignore = "the next test runs it, with a manager of its own"]
-fn tells_of_a_reload() {
-    service::reloading();
-    service::reloaded("serving 3 routes");
-}
-
-#[test]
 fn a_reload_is_told_with_its_time_and_its_end() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "");
     let manager = Manager::new();
-    let mut itself = Command::new(std::env::current_exe().unwrap());
-    itself.args(["--exact", "service::tells_of_a_reload", "--ignored"]).env("NOTIFY_SOCKET", manager.path());
-    assert!(itself.output().unwrap().status.success());
-    let reloading = manager.told();
-    let time = reloading.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
-    assert!(has(&reloading, "RELOADING=1"), "{reloading}");
-    assert!(time.is_some_and(|time| time.parse::<u64>().is_ok()), "{reloading}");
-    let reloaded = manager.told();
-    assert!(has(&reloaded, "READY=1") && has(&reloaded, "STATUS=serving 3 routes"), "{reloaded}");
+    let gateway = Running(manager.gateway(&folder).spawn().unwrap());
+    manager.told_until("READY=1");
+    let expect = |outcome: &str| {
+        let reloading = manager.told();
+        let time = reloading.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+        assert!(has(&reloading, "RELOADING=1"), "{reloading}");
+        assert!(time.is_some_and(|time| time.parse::<u64>().is_ok()), "{reloading}");
+        let reloaded = manager.told();
+        assert!(has(&reloaded, "READY=1") && reloaded.contains(outcome), "{reloaded}");
+    };
+    gateway.signal("HUP");
+    expect("is in force");
+    std::fs::write(folder.file("countersign.toml"), "nonsense").unwrap();
+    expect("is refused");
 }
 
 /// The gateway, with `sockets` as what was handed over; the first of them is there, if there is one.
