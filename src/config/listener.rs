@@ -12,7 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::{
     Listener, SourceKind, certificate,
-    mask::quoted,
+    mask::{looks_secret, quoted},
     obtained, proxies, reference,
     section::{Item, Section},
 };
@@ -234,7 +234,8 @@ fn names(item: &Item<'_>, was_warned_of: bool) -> Option<Vec<String>> {
         let name = item.text().and_then(|text| {
             let name = text.to_ascii_lowercase();
             let bare = name.trim_start_matches('[').trim_end_matches(']');
-            if ServerName::try_from(bare).is_err() || name.ends_with('.') {
+            // A secret would be a name or none by its length, which must not show.
+            if looks_secret(text) || ServerName::try_from(bare).is_err() || name.ends_with('.') {
                 item.error(
                     &format!("{} is not a host name", item.shown(text)),
                     Some("write the name alone, without scheme, port or wildcard: \"gateway.example.com\""),

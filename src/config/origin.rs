@@ -8,6 +8,7 @@ use std::{
 use http::uri::Authority;
 use rustls_pki_types::ServerName;
 
+use super::mask::looks_secret;
 use crate::upstream::{Origin, Place, Protocol, address};
 
 /// Why a text is no origin.
@@ -106,6 +107,10 @@ fn check_host(host: &str) -> Result<(), Error> {
         last.bytes().all(|b| b.is_ascii_digit()) || hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
     if !last.is_empty() && numeric {
         return Err(Error::Numeric);
+    }
+    // A secret would be a name or none by its length, which must not show.
+    if looks_secret(host) {
+        return Err(Error::Host);
     }
     ServerName::try_from(host).map(|_| ()).map_err(|_| Error::Host)
 }

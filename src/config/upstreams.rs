@@ -12,7 +12,7 @@ use super::{
     file,
     limits::{WAIT, wide},
     listener::{Pair, pair, path, report},
-    mask::quoted,
+    mask::{looks_secret, quoted},
     origin,
     section::{Item, Section},
 };
@@ -348,7 +348,8 @@ fn health(item: &Item<'_>) -> Option<Check> {
 
 fn server_name(item: &Item<'_>) -> Option<ServerName<'static>> {
     let text = item.text()?;
-    let name = ServerName::try_from(text.to_owned()).ok();
+    // A secret would be a name or none by its length, which must not show.
+    let name = ServerName::try_from(text.to_owned()).ok().filter(|_| !looks_secret(text));
     if name.is_none() {
         item.error(
             &format!("{} is not a host name", item.shown(text)),

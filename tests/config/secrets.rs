@@ -95,6 +95,27 @@ proptest! {
     }
 }
 
+/// A label of a host name has 63 characters at the most: a secret that fits into one would be taken, a longer one not.
+#[test]
+fn a_secret_in_place_of_a_host_name_is_refused_whatever_its_length() {
+    let folder = Folder::new();
+    let base = repository("config/reference.toml");
+    for line in ["server_name = ", "names = [", "servers = ["] {
+        let value = base.lines().find(|text| text.starts_with(line)).unwrap();
+        let shown = |secret: &str| {
+            let put = match line {
+                "server_name = " => format!("server_name = \"{secret}\""),
+                "names = [" => format!("names = [\"{secret}\"]"),
+                _ => format!("servers = [\"https://{secret}\"]"),
+            };
+            printed(&folder, &base.replacen(value, &put, 1))
+        };
+        let (short, long) = (shown("absec_Qz7Xw"), shown(&format!("absec_{}", "Qz7Xw".repeat(20))));
+        assert!(short.contains("error: ") && !short.to_lowercase().contains("qz7xw"), "{short}");
+        assert_eq!(short, long);
+    }
+}
+
 #[test]
 fn a_loaded_configuration_prints_no_secret() {
     let folder = Folder::new();
