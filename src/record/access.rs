@@ -139,17 +139,7 @@ impl Access {
     /// Appends what the audit log says of the decision.
     pub(crate) fn print_decision(&self, out: &mut Vec<u8>) {
         let (method, path) = self.method_and_path();
-        plain(out, ",\"request_id\":\"", self.request_id.to_str().unwrap_or_default());
-        if let Some(route) = &self.route {
-            escaped(out, ",\"route\":", route.pattern.as_str().as_bytes());
-            plain(out, ",\"app\":\"", route.app.to_str().unwrap_or_default());
-        }
-        if let Some(account) = &self.account {
-            plain(out, ",\"account\":\"", account.as_str());
-        }
-        if let Some(user) = &self.user {
-            plain(out, ",\"user\":\"", user.as_str());
-        }
+        self.print_who(out);
         // A body can be signed with any number of them.
         let shown = self.roles.get(..MOST_ROLES).unwrap_or(&self.roles);
         print_roles(shown, ",\"roles\":[", out);
@@ -176,6 +166,14 @@ impl Access {
 
     /// Appends what the audit log says of an exchange that was ended while it was under way.
     pub(crate) fn print_ended(&self, out: &mut Vec<u8>) {
+        self.print_who(out);
+        if let Some(reason) = self.reason {
+            plain(out, ",\"code\":\"", reason);
+        }
+    }
+
+    /// Which request, on which route, and who is proven to have sent it.
+    fn print_who(&self, out: &mut Vec<u8>) {
         plain(out, ",\"request_id\":\"", self.request_id.to_str().unwrap_or_default());
         if let Some(route) = &self.route {
             escaped(out, ",\"route\":", route.pattern.as_str().as_bytes());
@@ -186,9 +184,6 @@ impl Access {
         }
         if let Some(user) = &self.user {
             plain(out, ",\"user\":\"", user.as_str());
-        }
-        if let Some(reason) = self.reason {
-            plain(out, ",\"code\":\"", reason);
         }
     }
 
