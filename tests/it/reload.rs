@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_secs(1);
 struct Lab {
     folder: Folder,
     running: Running,
-    said: BufReader<ChildStderr>,
+    said: mpsc::Receiver<String>,
     tls: Arc<rustls::ClientConfig>,
 }
 
@@ -41,7 +41,7 @@ impl Lab {
 
     fn of(folder: Folder) -> Self {
         let mut running = folder.run(Stdio::null());
-        let said = BufReader::new(running.0.stderr.take().unwrap());
+        let said = lines(running.0.stderr.take().unwrap());
         let tls = Arc::new(client_config(&folder.folder.path().join("cert.pem"), &[b"http/1.1"]));
         Self { folder, running, said, tls }
     }
@@ -73,9 +73,10 @@ impl Lab {
     fn told(&mut self, what: &str) -> String {
         let mut said = String::new();
         while !said.contains(what) {
-            let before = said.len();
-            assert!(self.said.read_line(&mut said).unwrap() > 0, "it ended: {said}");
-            assert!(!said[before..].contains("panicked"), "{said}");
+            let line = self.said.recv_timeout(Duration::from_secs(20));
+            let line = line.unwrap_or_else(|_| panic!("{what:?} was not told, but {said}"));
+            assert!(!line.contains("panicked"), "{line}");
+            said += &line;
         }
         said
     }
@@ -97,10 +98,9 @@ impl Lab {
     /// The records of the audit log of these kinds, when it has stopped.
     fn audited(self, kinds: &[&str]) -> Vec<Value> {
         self.running.signal("TERM");
-        let Self { folder, mut running, mut said, .. } = self;
+        let Self { folder, mut running, said, .. } = self;
         assert_eq!(running.exit_code(), Some(0));
-        let mut rest = String::new();
-        said.read_to_string(&mut rest).unwrap();
+        let rest: String = said.iter().collect();
         assert!(!rest.contains("panicked"), "{rest}");
         let mut segments: Vec<_> = fs::read_dir(folder.folder.path().join("state/audit"))
             .unwrap()
@@ -112,6 +112,19 @@ impl Lab {
         let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         records.filter(|record| kinds.contains(&record["kind"].as_str().unwrap())).collect()
     }
+}
+
+/// The lines of a process's stderr, as they come.
+fn lines(stderr: ChildStderr) -> mpsc::Receiver<String> {
+    let (say, said) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if say.send(line + "\n").is_err() {
+                return;
+            }
+        }
+    });
+    said
 }
 
 fn head_with(secret: &str, path: &str) -> String {
