@@ -16,6 +16,7 @@ mod claims;
 mod stripe_app;
 
 pub use claims::{Claims, Member};
+pub(crate) use stripe_app::signature_of;
 pub use stripe_app::{Attempt, Candidate, StripeApp};
 
 /// How the requests of an app prove who sends them.

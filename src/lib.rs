@@ -26,6 +26,7 @@ pub mod cors;
 pub mod policy;
 pub mod route;
 pub mod headers;
+pub mod webhook;
 
 // Edges: the outside world.
 pub mod body;
@@ -38,6 +39,7 @@ pub mod audit;
 pub mod tls;
 pub mod acme;
 pub mod upstream;
+pub mod inbox;
 
 // Assembly.
 pub mod rejection;

@@ -162,7 +162,7 @@ impl Candidate {
 }
 
 /// The one signature of `headers`. A blank header is none.
-pub(super) fn signature_of(headers: &HeaderMap) -> Result<Signature<'_>, Error> {
+pub(crate) fn signature_of(headers: &HeaderMap) -> Result<Signature<'_>, Error> {
     let mut values = headers.get_all(STRIPE_SIGNATURE).iter();
     let value = values.next().ok_or(Error::SignatureMissing)?;
     if values.next().is_some() {
