@@ -16,7 +16,10 @@ use std::{
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{json::print_text, record::Access};
+use crate::{
+    json::print_text,
+    record::{Access, Attempt},
+};
 
 pub mod chain;
 pub mod key;
@@ -72,6 +75,10 @@ pub enum Kind {
     Certificate,
     /// What was permitted was ended while it was under way, for a later configuration does not permit it.
     StreamEnded,
+    /// A delivery of an event is given up.
+    Delivery,
+    /// Somebody changed a delivery by hand.
+    Inbox,
     /// What a crash left of a line was cut off, or records were lost.
     Torn,
     Checkpoint,
@@ -84,6 +91,19 @@ pub enum Arrival {
     Obtained,
     /// In place of one for the same names.
     Renewed,
+}
+
+/// What somebody did to a delivery by hand.
+#[derive(Clone, Copy, Debug)]
+pub struct ByHand<'a> {
+    pub at: SystemTime,
+    /// `retry` or `discard`.
+    pub act: &'a str,
+    /// The name of the operating system's user.
+    pub by: &'a str,
+    pub delivery: &'a str,
+    pub event: &'a str,
+    pub destination: &'a str,
 }
 
 /// Takes records. All who decide have one, and all of them the same.
@@ -138,6 +158,8 @@ impl Kind {
             Self::Secret => "secret",
             Self::Certificate => "certificate",
             Self::StreamEnded => "stream_ended",
+            Self::Delivery => "delivery",
+            Self::Inbox => "inbox",
             Self::Torn => "torn",
             Self::Checkpoint => "checkpoint",
         }
@@ -244,6 +266,26 @@ impl Audit {
             member(out, "key", key);
             member(out, "fingerprint", fingerprint);
         });
+    }
+
+    /// Records that a delivery is given up after `last`, its last attempt.
+    pub fn delivery_died(&self, last: &Attempt) {
+        let _ = self.push(Kind::Delivery, |out| last.print_death(out));
+    }
+
+    /// Records what somebody did to a delivery by hand. Whether there was room for it: else it is to be told again.
+    #[must_use]
+    pub fn done_by_hand(&self, done: &ByHand<'_>) -> bool {
+        self.push(Kind::Inbox, |out| {
+            member(out, "act", done.act);
+            member(out, "by", done.by);
+            out.extend_from_slice(b",\"at\":\"");
+            let _ = OffsetDateTime::from(done.at).format_into(out, &Rfc3339);
+            out.push(b'"');
+            member(out, "delivery", done.delivery);
+            member(out, "event", done.event);
+            member(out, "destination", done.destination);
+        })
     }
 
     /// Counts a request that was refused before anything was proven.

@@ -84,15 +84,25 @@ pub struct Due {
     pub received: SystemTime,
     pub content_type: Option<Arc<str>>,
     pub body: Bytes,
-    /// Tells this lease from a later one of the same delivery.
-    pub lease: u64,
+    pub lease: Lease,
 }
+
+/// Tells the lease of a delivery from a later one of the same. Only the store makes one, and so only what was kept can be
+/// [`Due`], which opens an upstream.
+///
+/// ```compile_fail,E0423
+/// fn forged() -> countersign::inbox::Lease {
+///     countersign::inbox::Lease(1)
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease(u64);
 
 /// How an attempt ended.
 #[derive(Clone, Debug)]
 pub struct Settled {
     pub delivery: Arc<str>,
-    pub lease: u64,
+    pub lease: Lease,
     pub end: End,
 }
 

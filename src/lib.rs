@@ -38,8 +38,9 @@ pub mod record;
 pub mod audit;
 pub mod tls;
 pub mod acme;
-pub mod upstream;
 pub mod inbox;
+pub mod upstream;
+pub mod delivery;
 
 // Assembly.
 pub mod rejection;

@@ -1,4 +1,4 @@
-//! The access log: one JSON line per request, written off the request's path.
+//! The access log: one JSON line per request and per attempt to deliver an event, written off the request's path.
 //!
 //! Lines are collected in memory and written by one thread. A sink that is slow or gone never holds up a request: what
 //! does not fit is dropped, counted, and the count is said.
@@ -15,9 +15,11 @@ use std::{
 };
 
 mod access;
+mod attempt;
 mod sampling;
 
 pub use access::{Access, Asked, Decision};
+pub use attempt::{Attempt, AttemptOutcome};
 
 use sampling::Sampling;
 
@@ -27,6 +29,30 @@ const WAITING_LIMIT_BYTES: usize = 8 * 1024 * 1024;
 const GATHERING: Duration = Duration::from_millis(20);
 /// The least time between two reports of dropped lines.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// What becomes a line of the log.
+pub trait Line {
+    /// Appends the line to `out`, with the line feed at its end.
+    ///
+    /// # Errors
+    /// For a time that cannot be written.
+    fn print(&self, out: &mut Vec<u8>) -> io::Result<()>;
+
+    /// The request that it tells of, if it does: floods of refused ones are thinned out.
+    fn request(&self) -> Option<&Access> {
+        None
+    }
+}
+
+impl<L: Line> Line for Box<L> {
+    fn print(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        L::print(self, out)
+    }
+
+    fn request(&self) -> Option<&Access> {
+        L::request(self)
+    }
+}
 
 /// Where finished records go.
 #[derive(Clone, Debug)]
@@ -103,13 +129,13 @@ impl Log {
     }
 
     /// Hands over `record`. Never waits.
-    pub fn push(&self, record: &Access) {
+    pub fn push(&self, record: &impl Line) {
         let now = Instant::now();
         let mut guard = self.shared.waiting();
         let waiting = &mut *guard;
         waiting.count += waiting.sampling.end_window(now, false, &mut waiting.lines);
         let before = waiting.lines.len();
-        if !waiting.sampling.admits(record, now) {
+        if record.request().is_some_and(|request| !waiting.sampling.admits(request, now)) {
             return;
         }
         if before >= WAITING_LIMIT_BYTES || record.print(&mut waiting.lines).is_err() {

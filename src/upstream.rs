@@ -1,7 +1,7 @@
-//! The internal services: chosen, dialled, asked. Only a [`Permit`] opens them.
+//! The internal services: chosen, dialled, asked. Only a [`Proof`] opens them.
 
 use std::{
-    fmt, io,
+    io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,9 +13,8 @@ use rustls_pki_types::ServerName;
 use tokio::time::Instant;
 
 use crate::{
-    body::{self, Outbound, Progress, Upload},
+    body::{Outbound, Progress, Upload},
     headers,
-    policy::Permit,
     tally::Histogram,
 };
 
@@ -23,18 +22,23 @@ pub mod address;
 mod balance;
 mod budget;
 mod dial;
+mod error;
 mod health;
 mod origin;
 mod pool;
+mod proof;
 mod stream;
 
 pub use balance::Figures;
+pub use error::{Cause, Error};
 pub use health::Check;
 pub use origin::{Origin, Place, Protocol};
+pub use proof::Proof;
 
 use balance::{Full, Servers, Showed};
 use budget::Budget;
 use dial::Dialer;
+use error::root;
 use pool::{Failed, Lease, Message, Pool};
 
 /// The least time between two reports that an upstream's servers cannot be reached.
@@ -136,21 +140,6 @@ pub struct Held {
     _place: balance::Place,
 }
 
-/// Why there is no answer.
-#[derive(Debug)]
-pub enum Error {
-    /// No server could be reached, or the one that was closed without an answer.
-    Unreachable,
-    /// Connecting, or the first byte of the answer, took too long.
-    Timeout,
-    /// It answered with what is no HTTP, or with what was not asked for.
-    Invalid,
-    /// As many requests are in flight and waiting as may be.
-    Overloaded,
-    /// The client's own body was at fault.
-    Client(body::Error),
-}
-
 impl PartialEq for Tls {
     fn eq(&self, other: &Self) -> bool {
         self.digest == other.digest
@@ -225,11 +214,8 @@ impl Shared {
         }
         *told = Some(Instant::now());
         drop(told);
-        let mut cause: &(dyn std::error::Error + 'static) = error;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
-        }
-        tracing::warn!(upstream = &*self.settings.name, %server, reason = %cause, "a server cannot be reached");
+        let reason = root(error);
+        tracing::warn!(upstream = &*self.settings.name, %server, %reason, "a server cannot be reached");
     }
 }
 
@@ -273,10 +259,10 @@ impl Upstream {
     /// [`Error`], of the last server that was asked.
     pub async fn send<H: Fn() -> HeaderMap>(
         &self,
-        permit: &Permit<'_>,
+        proof: &impl Proof,
         request: Outgoing<H>,
     ) -> Result<Answered, Error> {
-        let _ = permit;
+        let _ = proof;
         let servers = &self.shared.servers;
         let place = servers.place().await.map_err(|Full| Error::Overloaded)?;
         self.shared.budget.earn();
@@ -290,17 +276,32 @@ impl Upstream {
             How::Finally => (false, false),
         };
         if !is_repeatable {
-            return Err(failure.error);
+            return Err(failure.cause.into());
         }
         // A server that lost a kept connection may be well; one that cannot be reached is not asked again.
         let another = servers.try_place(Some(failure.server));
         let another = another.or_else(|| servers.try_place(None).filter(|_| is_lost && self.pools.len() == 1));
         match another {
             Some(place) if self.shared.budget.spend() => {
-                self.ask(place, &request, true).await.map_err(|failure| failure.error)
+                self.ask(place, &request, true).await.map_err(|failure| failure.cause.into())
             }
-            Some(_) | None => Err(failure.error),
+            Some(_) | None => Err(failure.cause.into()),
         }
+    }
+
+    /// Asks one server, and no other after it: once any of the request was sent it is not sent again, but where the server
+    /// says that it has not looked at it. A kept connection that turns out to be closed before that is replaced.
+    ///
+    /// # Errors
+    /// [`Cause`].
+    pub async fn send_once<H: Fn() -> HeaderMap>(
+        &self,
+        proof: &impl Proof,
+        request: &Outgoing<H>,
+    ) -> Result<Answered, Cause> {
+        let _ = proof;
+        let place = self.shared.servers.place().await.map_err(|Full| Cause::Busy)?;
+        self.ask(place, request, false).await.map_err(|failure| failure.cause)
     }
 
     async fn ask<H: Fn() -> HeaderMap>(
@@ -310,8 +311,8 @@ impl Upstream {
         is_second: bool,
     ) -> Result<Answered, Failure> {
         let server = place.server();
-        let failed = |error, how| Failure { error, how, server };
-        let pool = self.pools.get(server).ok_or(failed(Error::Unreachable, How::Finally))?;
+        let failed = |cause, how| Failure { cause, how, server };
+        let pool = self.pools.get(server).ok_or_else(|| failed(Cause::Lost, How::Finally))?;
         let careful = !request.may_be_repeated();
         // Lost with a kept connection, it is sent on a new one.
         let mut fresh = is_second;
@@ -329,8 +330,7 @@ impl Upstream {
                         self.note(&place, Showed::Failure);
                     }
                     self.shared.tell(&pool.dialer().origin, &error);
-                    let timed_out = error.kind() == io::ErrorKind::TimedOut;
-                    return Err(failed(if timed_out { Error::Timeout } else { Error::Unreachable }, How::NotSent));
+                    return Err(failed(Cause::Connect(error), How::NotSent));
                 }
             };
             let (body, progress) = request.body.offer();
@@ -339,9 +339,9 @@ impl Upstream {
             let patience = request.response_timeout.unwrap_or(self.shared.settings.response_timeout);
             let answered = within(patience, progress.as_deref(), std::pin::pin!(lease.ask(message))).await;
             if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
-                return Err(failed(Error::Client(fault), How::Finally));
+                return Err(failed(Cause::Client(fault), How::Finally));
             }
-            let (error, how) = match answered {
+            let (cause, how) = match answered {
                 Some(Ok(response)) if is_usable(&response) || request.switches && is_switch(&response) => {
                     self.note(&place, Showed::Answer);
                     return Ok(Answered { response, held: Held { lease, upload: progress, _place: place } });
@@ -350,20 +350,20 @@ impl Upstream {
                     fresh = true;
                     continue;
                 }
-                Some(Err(Failed::NotSent)) => (Error::Unreachable, How::NotSent),
-                Some(Err(Failed::Lost)) => (Error::Unreachable, How::Lost),
-                Some(Err(Failed::BrokenOff)) => (Error::Unreachable, How::Finally),
-                Some(Err(Failed::Invalid) | Ok(_)) => (Error::Invalid, How::Finally),
+                Some(Err(Failed::NotSent)) => (Cause::Lost, How::NotSent),
+                Some(Err(Failed::Lost)) => (Cause::Lost, How::Lost),
+                Some(Err(Failed::BrokenOff)) => (Cause::BrokenOff, How::Finally),
+                Some(Err(Failed::Invalid) | Ok(_)) => (Cause::Invalid, How::Finally),
                 None => {
                     lease.distrust();
-                    (Error::Timeout, How::Finally)
+                    (Cause::Late, How::Finally)
                 }
             };
             // A server that gives up on a client which stopped sending is well.
             if progress.is_none_or(|progress| progress.moved().is_some()) {
                 self.note(&place, Showed::Failure);
             }
-            return Err(failed(error, how));
+            return Err(failed(cause, how));
         }
     }
 
@@ -421,7 +421,7 @@ impl Payload {
 
 /// How one server did not answer.
 struct Failure {
-    error: Error,
+    cause: Cause,
     how: How,
     server: usize,
 }
@@ -478,17 +478,3 @@ fn is_switch(response: &Response<Incoming>) -> bool {
         && headers::lists(fields, header::CONNECTION, "upgrade")
         && fields.contains_key(header::SEC_WEBSOCKET_ACCEPT)
 }
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable => f.write_str("the upstream cannot be reached"),
-            Self::Timeout => f.write_str("the upstream took too long"),
-            Self::Invalid => f.write_str("the upstream's answer is not valid HTTP"),
-            Self::Overloaded => f.write_str("too many requests to the upstream are in flight"),
-            Self::Client(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Error {}

@@ -9,6 +9,7 @@ use std::{
 use http::{HeaderValue, Method, uri::PathAndQuery};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use super::Line;
 use crate::{
     headers::Client,
     identity::{AccountId, RoleId, UserId},
@@ -75,12 +76,10 @@ impl Decision {
     }
 }
 
-impl Access {
-    /// Appends the record's line to `out`.
-    ///
+impl Line for Access {
     /// Names come with the punctuation around them, and what cannot need an escape is not looked at for one: 6,100
     /// instructions a line became 2,900.
-    pub(super) fn print(&self, out: &mut Vec<u8>) -> io::Result<()> {
+    fn print(&self, out: &mut Vec<u8>) -> io::Result<()> {
         out.extend_from_slice(b"{\"timestamp\":\"");
         OffsetDateTime::from(self.arrived).format_into(out, &Rfc3339).map_err(io::Error::other)?;
         out.push(b'"');
@@ -136,6 +135,12 @@ impl Access {
         Ok(())
     }
 
+    fn request(&self) -> Option<&Access> {
+        Some(self)
+    }
+}
+
+impl Access {
     /// Appends what the audit log says of the decision.
     pub(crate) fn print_decision(&self, out: &mut Vec<u8>) {
         let (method, path) = self.method_and_path();
@@ -206,14 +211,14 @@ fn print_roles(roles: &[RoleId], name: &str, out: &mut Vec<u8>) {
 }
 
 /// `name`, and `value`, which cannot need an escape: an id, a token, a word of ours. Its opening quote comes with `name`.
-fn plain(out: &mut Vec<u8>, name: &str, value: &str) {
+pub(super) fn plain(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(value.as_bytes());
     out.push(b'"');
 }
 
 /// `name`, and `value` in quotes, with escapes where it needs them.
-fn escaped(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub(super) fn escaped(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     // Counted, for that is done many bytes at a time.
     let special = |b: &&u8| **b < 0x20 || **b >= 0x7f || **b == b'"' || **b == b'\\';
@@ -225,12 +230,12 @@ fn escaped(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.push(b'"');
 }
 
-fn number(out: &mut Vec<u8>, name: &str, value: u64) {
+pub(super) fn number(out: &mut Vec<u8>, name: &str, value: u64) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-fn milliseconds(out: &mut Vec<u8>, name: &str, value: Duration) {
+pub(super) fn milliseconds(out: &mut Vec<u8>, name: &str, value: Duration) {
     let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
     number(out, name, micros / 1000);
     out.push(b'.');

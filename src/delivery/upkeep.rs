@@ -1,0 +1,93 @@
+//! What is done beside delivering: what is old is dropped, what was done by hand recorded, what there is counted.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{Orders, Shared};
+use crate::{
+    audit::ByHand,
+    inbox::{Act, Unavailable},
+};
+
+/// How often what is old is dropped, and the pause while there is more of it: what is accepted meanwhile goes first.
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+const EXPIRE_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is asked what was done by hand.
+const ACTS_EVERY: Duration = Duration::from_secs(3);
+/// How often what there is is counted, and how often more after somebody asked.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+const COUNTS: u32 = 24;
+
+/// Does it for as long as this is polled.
+pub(super) async fn run(shared: Arc<Shared>, orders: watch::Receiver<Arc<Orders>>) {
+    tokio::join!(expire(&shared, &orders), record(&shared), count(&shared));
+}
+
+async fn expire(shared: &Shared, orders: &watch::Receiver<Arc<Orders>>) {
+    loop {
+        let retention = orders.borrow().retention;
+        let pause = match shared.noting(shared.inbox.expire(retention).await) {
+            Ok(1..) => EXPIRE_PAUSE,
+            Ok(0) | Err(_) => EXPIRE_EVERY,
+        };
+        sleep(pause).await;
+    }
+}
+
+/// Records what was done by hand, in the audit log and in the program's own.
+async fn record(shared: &Shared) {
+    let mut recorded = i64::MIN;
+    loop {
+        if let Ok(acts) = shared.noting(shared.inbox.acts().await) {
+            let new = acts.iter().filter(|act| act.number > recorded);
+            recorded = new.map_while(|act| tell(shared, act).then_some(act.number)).last().unwrap_or(recorded);
+            let _ = forget(shared, &acts, recorded).await;
+        }
+        sleep(ACTS_EVERY).await;
+    }
+}
+
+/// Whether it could be recorded.
+fn tell(shared: &Shared, done: &Act) -> bool {
+    let Act { act, by, delivery, event, destination, .. } = done;
+    let by_hand = ByHand { at: done.at, act, by, delivery, event, destination };
+    if !shared.audit.as_ref().is_none_or(|audit| audit.done_by_hand(&by_hand)) {
+        return false;
+    }
+    tracing::info!(act, by, delivery, event, destination, "a delivery was changed by hand");
+    true
+}
+
+async fn forget(shared: &Shared, acts: &[Act], recorded: i64) -> Result<(), Unavailable> {
+    if acts.iter().all(|act| act.number > recorded) {
+        return Ok(());
+    }
+    shared.noting(shared.inbox.forget_acts(recorded).await)
+}
+
+async fn count(shared: &Shared) {
+    let mut ticks = interval(COUNT_EVERY);
+    // A store that takes long to count is given time.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut left = 1_u32;
+    loop {
+        ticks.tick().await;
+        if shared.is_asked.swap(false, Ordering::Relaxed) {
+            left = COUNTS;
+        }
+        if left == 0 {
+            continue;
+        }
+        left -= 1;
+        if let Ok(figures) = shared.noting(shared.inbox.figures().await) {
+            shared.deliveries.store(Some(Arc::new(figures)));
+        }
+    }
+}
