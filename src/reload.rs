@@ -247,7 +247,10 @@ impl Work {
             match how {
                 How::Exchanged(SourceKind::Secret) => parts.audit.secret_exchanged(key),
                 How::Exchanged(SourceKind::Certificate) => parts.audit.certificate_exchanged(key, &fingerprint),
-                How::Exchanged(SourceKind::Configuration) | How::Added | How::Removed | How::Changed => {}
+                How::Exchanged(SourceKind::Configuration | SourceKind::Addresses)
+                | How::Added
+                | How::Removed
+                | How::Changed => {}
             }
         }
         changes.extend(exchanged);
