@@ -11,19 +11,40 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::webhook::Event;
+
+mod ask;
+mod figures;
+mod keeper;
+mod marker;
+mod sqlite;
+mod state;
+
+use ask::{Answer, Ask, Command, Inquiry, Waiting};
+
+pub use figures::Figures;
+pub use keeper::{Fault, Initialised, Keeper, OpenError, init, open};
+pub use state::State;
 
 /// How long whoever accepts an event waits for the store.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Commands that may wait for the store; those beyond are refused at once.
 const MOST_WAITING: usize = 4096;
+/// The room for bodies that may wait for the store, in KiB; what goes beyond is refused at once.
+const ROOM_KIB: usize = 64 * 1024;
+/// How long the id of an event is remembered at least.
+const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Where commands go. All who use one inbox have one, and all of them the same.
 #[derive(Clone, Debug)]
 pub struct Inbox {
+    /// Where events go; what is delivered may go another way, so that neither waits for the other.
+    arrivals: mpsc::Sender<Command>,
     commands: mpsc::Sender<Command>,
+    inquiries: mpsc::Sender<Inquiry>,
+    room: Arc<Semaphore>,
 }
 
 /// An event to be kept, with the destinations that are to have it.
@@ -137,19 +158,6 @@ pub struct Act {
     pub destination: String,
 }
 
-/// How many deliveries of one destination are in which state.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
-    pub destination: String,
-    pub pending: u64,
-    pub delivering: u64,
-    pub delivered: u64,
-    pub dead: u64,
-    pub discarded: u64,
-    /// When the oldest event was received that is pending or being delivered.
-    pub oldest_pending: Option<SystemTime>,
-}
-
 /// How an inbox is kept.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -186,28 +194,16 @@ pub enum Unavailable {
     Failed,
 }
 
-type Reply<T> = oneshot::Sender<Result<T, Unavailable>>;
-
-/// What the store is asked to do.
-#[derive(Debug)]
-enum Command {
-    Accept(Box<Arrived>, Reply<Acceptance>),
-    Lease(Want, Reply<Leased>),
-    Settle(Settled, Reply<bool>),
-    Acts(Reply<Vec<Act>>),
-    ForgetActs(i64, Reply<()>),
-    Figures(Reply<Vec<Figures>>),
-    /// Drops what is older than the retention.
-    Expire(Duration, Reply<u64>),
-}
-
 impl Inbox {
     /// Keeps an event: answers once it is durable.
     ///
     /// # Errors
     /// [`Unavailable`]; the event may have been kept nevertheless, and will then be a duplicate when it comes again.
     pub async fn accept(&self, arrived: Arrived) -> Result<Acceptance, Unavailable> {
-        self.ask(|reply| Command::Accept(Box::new(arrived), reply)).await
+        let kib = u32::try_from(arrived.body.len() / 1024).unwrap_or(u32::MAX).saturating_add(1);
+        let room = Arc::clone(&self.room).try_acquire_many_owned(kib).map_err(|_| Unavailable::Full)?;
+        let (ask, answer) = Ask::new(Box::new(Waiting { arrived, _room: room }));
+        asked(&self.arrivals, Command::Accept(ask), answer).await
     }
 
     /// Takes what a destination is to have now.
@@ -215,7 +211,8 @@ impl Inbox {
     /// # Errors
     /// [`Unavailable`]; what was leased nevertheless is due again when its lease ends.
     pub async fn lease(&self, want: Want) -> Result<Leased, Unavailable> {
-        self.ask(|reply| Command::Lease(want, reply)).await
+        let (ask, answer) = Ask::new(want);
+        asked(&self.commands, Command::Lease(ask), answer).await
     }
 
     /// Notes how an attempt ended; `false` if its lease had ended and somebody else has it, so that nothing was noted.
@@ -223,7 +220,8 @@ impl Inbox {
     /// # Errors
     /// [`Unavailable`]; it can be asked again.
     pub async fn settle(&self, settled: Settled) -> Result<bool, Unavailable> {
-        self.ask(|reply| Command::Settle(settled, reply)).await
+        let (ask, answer) = Ask::new(settled);
+        asked(&self.commands, Command::Settle(ask), answer).await
     }
 
     /// What was done by hand and not forgotten yet, the oldest first, at most 100.
@@ -231,7 +229,8 @@ impl Inbox {
     /// # Errors
     /// [`Unavailable`].
     pub async fn acts(&self) -> Result<Vec<Act>, Unavailable> {
-        self.ask(Command::Acts).await
+        let (ask, answer) = Ask::new(());
+        asked(&self.commands, Command::Acts(ask), answer).await
     }
 
     /// Forgets the acts up to number `last`, which were recorded.
@@ -239,7 +238,8 @@ impl Inbox {
     /// # Errors
     /// [`Unavailable`].
     pub async fn forget_acts(&self, last: i64) -> Result<(), Unavailable> {
-        self.ask(|reply| Command::ForgetActs(last, reply)).await
+        let (ask, answer) = Ask::new(last);
+        asked(&self.commands, Command::ForgetActs(ask), answer).await
     }
 
     /// How many deliveries of each destination are in which state.
@@ -247,7 +247,8 @@ impl Inbox {
     /// # Errors
     /// [`Unavailable`].
     pub async fn figures(&self) -> Result<Vec<Figures>, Unavailable> {
-        self.ask(Command::Figures).await
+        let (ask, answer) = Ask::new(());
+        asked(&self.inquiries, Inquiry::Figures(ask), answer).await
     }
 
     /// Drops the bodies of what was delivered or discarded longer than `retention` ago, and the ids of events that are older
@@ -256,20 +257,21 @@ impl Inbox {
     /// # Errors
     /// [`Unavailable`].
     pub async fn expire(&self, retention: Duration) -> Result<u64, Unavailable> {
-        self.ask(|reply| Command::Expire(retention, reply)).await
+        let (ask, answer) = Ask::new(retention);
+        asked(&self.inquiries, Inquiry::Expire(ask), answer).await
     }
+}
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Unavailable> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.try_send(command(reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Unavailable::Full,
-            mpsc::error::TrySendError::Closed(_) => Unavailable::Failed,
-        })?;
-        match tokio::time::timeout(PATIENCE, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Unavailable::Failed),
-            Err(_) => Err(Unavailable::Slow),
-        }
+/// Hands a question over and waits for its answer.
+async fn asked<C, T>(to: &mpsc::Sender<C>, question: C, answer: Answer<T>) -> Result<T, Unavailable> {
+    to.try_send(question).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => Unavailable::Full,
+        mpsc::error::TrySendError::Closed(_) => Unavailable::Failed,
+    })?;
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(Unavailable::Failed),
+        Err(_) => Err(Unavailable::Slow),
     }
 }
 

@@ -24,6 +24,7 @@ mod floods;
 mod forwarding;
 mod hostile;
 mod http2;
+mod inbox;
 mod layers;
 mod limits;
 mod names;
