@@ -15,6 +15,7 @@ mod browser;
 mod certificates;
 mod commands;
 mod confinement;
+mod delivery;
 mod documents;
 mod drain;
 mod examples;

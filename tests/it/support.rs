@@ -228,7 +228,7 @@ impl Drop for Gateway {
     }
 }
 
-struct Records(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Records(pub(crate) Arc<Mutex<Vec<u8>>>);
 
 impl Write for Records {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -511,6 +511,11 @@ impl Upstream {
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .unwrap();
+        Self::behind(config)
+    }
+
+    /// The same behind this TLS.
+    pub(crate) fn behind(config: rustls::ServerConfig) -> Self {
         let config = Arc::new(config);
         Self::accepting(move |stream, kept| {
             let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();

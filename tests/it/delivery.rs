@@ -1,0 +1,281 @@
+//! How kept events go to the services: over a real inbox, against real services.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use countersign::{signature::Signature, upstream::Settings};
+use serde_json::json;
+
+use crate::{
+    documents::repository,
+    support::{Upstream, find, header, headers},
+};
+
+mod apart;
+mod bench;
+mod failures;
+mod libraries;
+mod ordered;
+
+use bench::{BODY, Bench, SECRET, answer, arrived, brought, destination, eventually, key, numbers};
+
+#[test]
+fn an_event_goes_out_byte_for_byte_with_the_headers_of_the_reference_and_no_others() {
+    let service = Upstream::ok();
+    let bench = Bench::to(vec![destination("orders", &service)]);
+    bench.accept("evt_1", Some("in_1"), &["orders"]);
+    let attempts = bench.attempts("orders", 1);
+    let (head, body) = service.only();
+    assert_eq!(body, BODY.as_bytes());
+    assert_eq!(head.lines().next(), Some("POST /events?from=stripe HTTP/1.1"));
+    let page = repository("docs/reference/headers.md");
+    let section = page.split_once("## What a destination of webhooks gets").unwrap().1;
+    let section = section.split("\n## ").next().unwrap();
+    let documented: BTreeSet<String> = section
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("| `")?.split('`').next()?.to_ascii_lowercase()))
+        .collect();
+    let sent: Vec<String> =
+        head.lines().skip(1).filter_map(|line| Some(line.split_once(':')?.0.to_ascii_lowercase())).collect();
+    assert_eq!(sent.iter().cloned().collect::<BTreeSet<_>>(), documented);
+    assert_eq!(sent.len(), documented.len(), "each of them once: {head}");
+    for (name, value) in [
+        ("content-type", "application/json; charset=utf-8"),
+        ("user-agent", concat!("Countersign/", env!("CARGO_PKG_VERSION"))),
+        ("countersign-event", "evt_1"),
+        ("countersign-attempt", "1"),
+    ] {
+        assert_eq!(header(&head, name), Some(value), "{name}");
+    }
+    assert_eq!(header(&head, "countersign-delivery"), attempts[0]["countersign.delivery"].as_str());
+    let trace: Vec<_> = header(&head, "traceparent").unwrap().split('-').map(str::len).collect();
+    assert_eq!(trace, [2, 32, 16, 2]);
+    let signature = Signature::parse(header(&head, "stripe-signature").unwrap().as_bytes()).unwrap();
+    assert_eq!(signature.matching_key(&[key(SECRET)], &body), Some(0));
+    assert_eq!(signature.matching_key(&[key("absec_another")], &body), None);
+}
+
+#[test]
+fn what_is_not_there_is_not_sent() {
+    let service = Upstream::ok();
+    let bench = Bench::to(vec![countersign::delivery::Destination { key: None, ..destination("orders", &service) }]);
+    bench.accept_as(countersign::inbox::Arrived { content_type: None, ..arrived("evt_1", None, &["orders"]) });
+    bench.attempts("orders", 1);
+    let (head, _) = service.only();
+    for name in ["content-type", "stripe-signature"] {
+        assert_eq!(headers(&head, name).count(), 0, "{name}: {head}");
+    }
+}
+
+#[test]
+fn an_attempt_s_record_has_the_fields_of_the_reference() {
+    let service = bench::failing_first(vec![answer(500, "")]);
+    let bench = Bench::to(vec![destination("orders", &service)]);
+    let mut event = arrived("evt_1", Some("in_1"), &["orders"]);
+    event.event.account = Some("acct_1".into());
+    bench.accept_as(event);
+    let attempts = bench.attempts("orders", 2);
+    let written: BTreeSet<String> =
+        attempts.iter().flat_map(|record| record.as_object().unwrap().keys().cloned()).collect();
+    let page = repository("docs/reference/access-log.md");
+    let section = page.split_once("## An attempt to deliver an event").unwrap().1;
+    let described: BTreeSet<String> = section
+        .split("\n## ")
+        .next()
+        .unwrap()
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("| `")?.split('`').next()?.to_owned()))
+        .collect();
+    assert_eq!(written, described);
+    let [first, second] = &attempts[..] else { panic!("{attempts:?}") };
+    for (record, number, status, outcome, reason) in
+        [(first, 1, 500, "retry", json!("status 500")), (second, 2, 200, "delivered", json!(null))]
+    {
+        assert_eq!(record["countersign.attempt"], number);
+        assert_eq!(record["http.response.status_code"], status);
+        assert_eq!(record["countersign.outcome"], outcome);
+        assert_eq!(record["countersign.reason"], reason);
+        assert_eq!(record["countersign.webhook"], "/stripe");
+        assert_eq!(record["countersign.event"], "evt_1");
+        assert_eq!(record["countersign.event_type"], "invoice.paid");
+        assert_eq!(record["countersign.account"], "acct_1");
+        assert_eq!(record["countersign.config"], "of-the-configuration");
+        assert_eq!(record["http.request.body.size"], BODY.len());
+    }
+    assert_eq!(first["countersign.delivery"], second["countersign.delivery"]);
+    let counted = bench.deliverer().gauge().figures().attempts;
+    let counted: Vec<_> = counted.iter().map(|(name, outcome, count)| (&**name, outcome.as_str(), *count)).collect();
+    assert_eq!(counted, [("orders", "delivered", 1), ("orders", "retry", 1), ("orders", "dead", 0)]);
+}
+
+#[test]
+fn an_attempt_that_was_answered_is_noted_within_a_second() {
+    let service = Upstream::ok();
+    let bench = Bench::to(vec![destination("orders", &service)]);
+    bench.accept("evt_1", None, &["orders"]);
+    eventually(|| (service.requests().len() == 1).then_some(()));
+    let answered = std::time::Instant::now();
+    bench.until("orders", |figures| figures.delivered == 1);
+    assert!(answered.elapsed() < Duration::from_secs(1), "{:?}", answered.elapsed());
+}
+
+#[test]
+fn whoever_is_told_of_an_event_looks_at_once_and_whoever_is_not_within_a_second_or_so() {
+    let service = Upstream::ok();
+    let bench = Bench::to(vec![destination("orders", &service)]);
+    let mut slowest = Duration::ZERO;
+    for number in 1..=8 {
+        let began = std::time::Instant::now();
+        bench.accept(&format!("evt_{number}"), None, &["orders"]);
+        eventually(|| (service.requests().len() == number).then_some(()));
+        slowest = slowest.max(began.elapsed());
+    }
+    assert!(slowest < Duration::from_millis(700), "{slowest:?}");
+    // As another gateway would, which shares the inbox.
+    let mut other = Bench::new();
+    std::mem::swap(&mut other.inbox, &mut bench.inbox.clone());
+    other.accept("evt_of_another", None, &["orders"]);
+    eventually(|| (service.requests().len() == 9).then_some(()));
+}
+
+#[test]
+fn numbers_go_on_over_a_restart_and_the_delivery_stays_the_same() {
+    let service = bench::failing_first(vec![answer(500, ""), answer(500, ""), answer(500, "")]);
+    let slowly = |first| countersign::delivery::Destination {
+        retry: countersign::delivery::Retry {
+            first: Duration::from_millis(first),
+            longest: Duration::from_millis(first),
+            give_up: Duration::from_secs(3600),
+        },
+        ..destination("orders", &service)
+    };
+    let mut bench = Bench::to(vec![slowly(700)]);
+    bench.accept("evt_1", None, &["orders"]);
+    for attempts in 1..=3 {
+        bench.attempts("orders", attempts);
+        bench.until("orders", |figures| figures.pending == 1);
+        bench.crash();
+        bench.start(vec![slowly(700)]);
+    }
+    bench.until("orders", |figures| figures.delivered == 1);
+    assert_eq!(numbers(&service), [1, 2, 3, 4]);
+    let deliveries: BTreeSet<_> = service.requests().iter().map(|request| brought(request).1).collect();
+    assert_eq!(deliveries.len(), 1);
+}
+
+#[test]
+fn what_a_drain_finds_under_way_may_finish_and_nothing_else_begins() {
+    let service = Upstream::serving(|stream, _| {
+        std::thread::sleep(Duration::from_millis(600));
+        std::io::Write::write_all(stream, &answer(200, "")).is_ok()
+    });
+    let one = countersign::delivery::Destination { concurrency: 1, ..destination("orders", &service) };
+    let mut bench = Bench::to(vec![one]);
+    bench.accept("evt_1", None, &["orders"]);
+    eventually(|| (service.requests().len() == 1).then_some(()));
+    bench.accept("evt_2", None, &["orders"]);
+    let took = bench.finish(Duration::from_secs(15));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let figures = bench.figures("orders");
+    assert_eq!((figures.delivered, figures.pending, figures.delivering), (1, 1, 0));
+    assert_eq!(service.requests().len(), 1);
+}
+
+#[test]
+fn what_outlasts_the_patience_of_a_drain_is_cut_short_and_made_again_soon() {
+    let is_hanging = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let hangs = std::sync::Arc::clone(&is_hanging);
+    let service = Upstream::serving(move |stream, _| {
+        if hangs.load(std::sync::atomic::Ordering::Relaxed) {
+            let _ = std::io::Read::read(stream, &mut [0; 1]);
+            return false;
+        }
+        std::io::Write::write_all(stream, &answer(200, "")).is_ok()
+    });
+    let mut bench = Bench::to(vec![destination("orders", &service)]);
+    bench.accept("evt_1", None, &["orders"]);
+    eventually(|| (service.requests().len() == 1).then_some(()));
+    let took = bench.finish(Duration::from_millis(300));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    let record = &bench.attempts("orders", 1)[0];
+    assert_eq!(record["countersign.reason"], "cut short, for the gateway stopped");
+    is_hanging.store(false, std::sync::atomic::Ordering::Relaxed);
+    let again = std::time::Instant::now();
+    bench.start(vec![destination("orders", &service)]);
+    bench.until("orders", |figures| figures.delivered == 1);
+    assert!(again.elapsed() < Duration::from_secs(5), "it waited for its lease: {:?}", again.elapsed());
+    assert_eq!(numbers(&service), [1, 2]);
+}
+
+#[test]
+fn a_reload_keeps_connections_and_attempts_lets_go_of_some_and_begins_others() {
+    let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (ports, counted) = (std::sync::Mutex::new(BTreeSet::new()), std::sync::Arc::clone(&connections));
+    let kept = Upstream::serving(move |stream, _| {
+        let is_new = ports.lock().unwrap().insert(stream.peer_addr().unwrap().port());
+        counted.fetch_add(usize::from(is_new), std::sync::atomic::Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(300));
+        std::io::Write::write_all(stream, &answer(200, "")).is_ok()
+    });
+    let (gone, new) = (Upstream::ok(), Upstream::ok());
+    let bench = Bench::to(vec![destination("kept", &kept), destination("gone", &gone)]);
+    bench.accept("evt_1", None, &["kept", "gone"]);
+    eventually(|| (kept.requests().len() == 1 && gone.requests().len() == 1).then_some(()));
+    let rolled = countersign::delivery::Destination { key: Some(key("absec_rolled")), ..destination("kept", &kept) };
+    bench.change(vec![rolled, destination("new", &new)]);
+    bench.attempts("kept", 1);
+    bench.accept("evt_2", None, &["kept", "gone", "new"]);
+    let attempts = bench.attempts("kept", 2);
+    bench.attempts("new", 1);
+    assert_eq!(attempts[0]["countersign.outcome"], "delivered", "it was under way");
+    assert_eq!(attempts[1]["countersign.config"], "of-another");
+    assert_eq!(connections.load(std::sync::atomic::Ordering::Relaxed), 1, "the connection was kept");
+    for (request, secret) in kept.requests().iter().zip([SECRET, "absec_rolled"]) {
+        let end = find(request, b"\r\n\r\n").unwrap() + 4;
+        let head = String::from_utf8_lossy(&request[..end]).into_owned();
+        let signature = Signature::parse(header(&head, "stripe-signature").unwrap().as_bytes()).unwrap();
+        assert_eq!(signature.matching_key(&[key(secret)], &request[end..]), Some(0), "{secret}");
+    }
+    // Longer than a look that nothing called for.
+    std::thread::sleep(Duration::from_millis(1500));
+    let figures = bench.figures("gone");
+    assert_eq!((gone.requests().len(), figures.delivered, figures.pending), (1, 1, 1));
+    // It comes back, and what waited for it is there.
+    bench.change(vec![destination("gone", &gone)]);
+    bench.until("gone", |figures| figures.delivered == 2);
+}
+
+#[test]
+fn an_https_destination_is_verified_and_shown_our_certificate() {
+    let (authority, stranger) = (crate::certificates::Authority::new(), crate::certificates::Authority::new());
+    let service = Upstream::behind(libraries::demanding(&authority));
+    let origin = |destination: &countersign::delivery::Destination| {
+        let mut origin = destination.upstream.servers[0].clone();
+        origin.protocol = countersign::upstream::Protocol::Https;
+        vec![origin]
+    };
+    let with = |name: &str, roots: &crate::certificates::Authority, shows: bool| {
+        let plain = destination(name, &service);
+        let upstream = Settings {
+            servers: origin(&plain),
+            tls: Some(libraries::tls(roots, shows.then_some(&authority))),
+            server_name: Some("orders.test".try_into().unwrap()),
+            ..plain.upstream.clone()
+        };
+        countersign::delivery::Destination { upstream, ..plain }
+    };
+    let bench = Bench::to(vec![
+        with("good", &authority, true),
+        with("unknown", &authority, false),
+        with("stranger", &stranger, true),
+    ]);
+    bench.accept("evt_1", None, &["good", "unknown", "stranger"]);
+    assert_eq!(bench.attempts("good", 1)[0]["countersign.outcome"], "delivered");
+    for name in ["unknown", "stranger"] {
+        let record = &bench.attempts(name, 1)[0];
+        assert_eq!(record["countersign.outcome"], "retry", "{record}");
+        println!("{name}: {record}");
+    }
+    let reason = bench.attempts("stranger", 1)[0]["countersign.reason"].as_str().unwrap().to_owned();
+    assert!(reason.starts_with("connect: ") && reason.contains("certificate"), "{reason}");
+    assert_eq!(service.requests().len(), 1, "the others were not heard");
+}

@@ -1,0 +1,104 @@
+//! One destination does not wait for another, and none is asked more than it can take.
+
+use std::{
+    collections::HashMap,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use countersign::{
+    delivery::{Destination, Retry},
+    upstream::Place,
+};
+
+use super::bench::{Bench, answer, brought, destination, eventually};
+use crate::support::Upstream;
+
+#[test]
+fn a_dead_and_a_hanging_destination_hold_up_nobody_else() {
+    const EVENTS: usize = 60;
+    let came = Arc::new(Mutex::new(HashMap::new()));
+    let noted = Arc::clone(&came);
+    let live = Upstream::answering(move |request| {
+        noted.lock().unwrap().insert(brought(request).0, Instant::now());
+        answer(200, "")
+    });
+    let hanging = Upstream::serving(|stream, _| stream.read(&mut [0; 1]).is_err());
+    let dead = {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut dead = destination("dead", &live);
+        dead.upstream.servers[0].place = Place::Host(address.to_string().parse().unwrap());
+        dead
+    };
+    let hanging = Destination { timeout: Duration::from_secs(30), concurrency: 4, ..destination("hanging", &hanging) };
+    let bench = Bench::to(vec![dead, hanging, destination("live", &live)]);
+    let mut accepted = HashMap::new();
+    for number in 0..EVENTS {
+        let id = format!("evt_{number}");
+        bench.accept(&id, Some("in_1"), &["dead", "hanging", "live"]);
+        accepted.insert(id, Instant::now());
+    }
+    bench.until("live", |figures| figures.delivered == EVENTS as u64);
+    let came = came.lock().unwrap();
+    let slowest = accepted.iter().map(|(id, accepted)| came[id].saturating_duration_since(*accepted)).max().unwrap();
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    let hanging = bench.figures("hanging");
+    assert_eq!((hanging.delivering, hanging.pending), (4, EVENTS as u64 - 4), "only what is under way was taken");
+    assert!(bench.seen("dead").len() > EVENTS / 2, "it was tried meanwhile");
+    assert_eq!(bench.figures("dead").delivered, 0);
+}
+
+#[test]
+fn so_many_attempts_at_one_time_and_no_more() {
+    const EVENTS: usize = 30;
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, highest) = (Arc::clone(&now), Arc::clone(&most));
+    let service = Upstream::answering(move |_| {
+        highest.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(40));
+        counted.fetch_sub(1, Ordering::SeqCst);
+        answer(200, "")
+    });
+    let mut bench = Bench::new();
+    for number in 0..EVENTS {
+        bench.accept(&format!("evt_{number}"), None, &["orders"]);
+    }
+    bench.start(vec![Destination { concurrency: 3, ..destination("orders", &service) }]);
+    // It holds over a reload, for what is under way counts.
+    eventually(|| (service.requests().len() > EVENTS / 2).then_some(()));
+    bench.change(vec![Destination { concurrency: 3, ..destination("orders", &service) }]);
+    bench.until("orders", |figures| figures.delivered == EVENTS as u64);
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+    assert_eq!(service.requests().len(), EVENTS);
+}
+
+#[test]
+fn what_failed_together_does_not_come_again_together() {
+    const EVENTS: usize = 40;
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&times);
+    let service = Upstream::serving(move |stream, request| {
+        let is_first = brought(request).2 == 1;
+        if !is_first {
+            noted.lock().unwrap().push(Instant::now());
+        }
+        stream.write_all(&answer(if is_first { 500 } else { 200 }, "")).is_ok()
+    });
+    let retry =
+        Retry { first: Duration::from_secs(1), longest: Duration::from_secs(4), give_up: Duration::from_secs(3600) };
+    let mut bench = Bench::new();
+    for number in 0..EVENTS {
+        bench.accept(&format!("evt_{number}"), None, &["orders"]);
+    }
+    bench.start(vec![Destination { retry, concurrency: EVENTS, ..destination("orders", &service) }]);
+    bench.until("orders", |figures| figures.delivered == EVENTS as u64);
+    let mut times = times.lock().unwrap().clone();
+    times.sort();
+    let spread = times[EVENTS - 1] - times[0];
+    assert!(spread > Duration::from_millis(500), "{spread:?}");
+}
