@@ -168,7 +168,7 @@ pub struct Settings {
 }
 
 /// Where it is kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     /// In `<state_directory>/inbox/`.
     Sqlite,
@@ -274,6 +274,15 @@ async fn asked<C, T>(to: &mpsc::Sender<C>, question: C, answer: Answer<T>) -> Re
         Err(_) => Err(Unavailable::Slow),
     }
 }
+
+/// TLS is made anew at each load and is not compared: another authority takes a restart to hold, another database is seen.
+impl PartialEq for Postgres {
+    fn eq(&self, other: &Self) -> bool {
+        self.config == other.config && self.tls.is_some() == other.tls.is_some()
+    }
+}
+
+impl Eq for Postgres {}
 
 impl fmt::Debug for Postgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

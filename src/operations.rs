@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     acme,
+    delivery::Gauge,
     reload::Status,
     server::{House, Stop},
 };
@@ -45,6 +46,8 @@ pub struct Observed {
     pub status: Arc<Status>,
     /// How obtaining the certificate goes; `None`: it is from files.
     pub acme: Option<acme::Status>,
+    /// How delivering events goes; `None`: no events are kept.
+    pub gauge: Option<Gauge>,
 }
 
 /// The listener's thread.
