@@ -7,7 +7,7 @@ use crate::{
     clock::Clock,
     delivery::{Deliverer, Destination, Gauge},
     gateway::Intake,
-    inbox::{self, Inbox, Keeper},
+    inbox::{self, Condition, Inbox, Keeper},
     record::Log,
 };
 
@@ -74,6 +74,11 @@ impl Mailroom {
     /// What takes events in.
     pub fn intake(&self) -> Intake {
         Intake { inbox: self.inbox.clone(), post: self.deliverer.post() }
+    }
+
+    /// What tells how the store does.
+    pub fn condition(&self) -> Arc<Condition> {
+        Arc::clone(self.inbox.condition())
     }
 
     /// What tells how delivering goes.

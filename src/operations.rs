@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     acme,
     delivery::Gauge,
+    inbox::Condition,
     reload::Status,
     server::{House, Stop},
 };
@@ -46,8 +47,8 @@ pub struct Observed {
     pub status: Arc<Status>,
     /// How obtaining the certificate goes; `None`: it is from files.
     pub acme: Option<acme::Status>,
-    /// How delivering events goes; `None`: no events are kept.
-    pub gauge: Option<Gauge>,
+    /// How the store of events does, and how delivering them goes; `None`: no events are kept.
+    pub mail: Option<(Arc<Condition>, Gauge)>,
 }
 
 /// The listener's thread.

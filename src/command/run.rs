@@ -261,7 +261,7 @@ pub(super) fn start(
             house: Arc::clone(server.house()),
             status: Arc::clone(&status),
             acme: keeper.as_ref().map(Keeper::status),
-            gauge: mailroom.as_deref().map(Mailroom::gauge),
+            mail: mailroom.as_deref().map(|mailroom| (mailroom.condition(), mailroom.gauge())),
         });
     }
     Ok(Running { server, log, writer, audit, scribe, keeper, mailroom, status, operations })

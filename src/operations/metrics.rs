@@ -21,6 +21,7 @@ use prometheus_client::{
 use super::{Observed, process};
 use crate::{
     delivery::Gauge,
+    inbox::Condition,
     reload::Standing,
     server::{self, House, Spoken},
     tally::{Histogram, Tally},
@@ -56,7 +57,7 @@ struct Process;
 #[derive(Debug)]
 struct Gateway {
     house: Arc<House>,
-    gauge: Option<Gauge>,
+    mail: Option<(Arc<Condition>, Gauge)>,
     standing: Standing,
 }
 
@@ -98,17 +99,22 @@ impl Families<'_> {
         })
     }
 
-    fn histograms<'h>(
+    fn histograms<'h, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
-        samples: impl IntoIterator<Item = Sample<1, &'h Histogram>>,
+        samples: impl IntoIterator<Item = Sample<N, &'h Histogram>>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
         samples.into_iter().try_for_each(|(labels, histogram)| {
             let buckets = histogram.buckets();
             let count = buckets.iter().map(|(_, count)| count).sum();
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(histogram.sum(), count, &buckets, None)
+            let sum = histogram.sum();
+            if N == 0 {
+                family.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+            } else {
+                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+            }
         })
     }
 
@@ -143,8 +149,8 @@ impl Collector for Process {
 
 impl Gateway {
     fn of(observed: &Observed) -> Self {
-        let (house, gauge) = (Arc::clone(&observed.house), observed.gauge.clone());
-        Self { house, gauge, standing: observed.status.standing() }
+        let (house, mail) = (Arc::clone(&observed.house), observed.mail.clone());
+        Self { house, mail, standing: observed.status.standing() }
     }
 
     fn requests(&self, families: &mut Families<'_>) -> fmt::Result {
@@ -270,7 +276,10 @@ impl Gateway {
     }
 
     fn deliveries(&self, families: &mut Families<'_>) -> fmt::Result {
-        let Some(figures) = self.gauge.as_ref().map(Gauge::figures) else { return Ok(()) };
+        let Some((condition, gauge)) = &self.mail else { return Ok(()) };
+        let help = "Time until an event is durable";
+        families.histograms("countersign_inbox_commit", help, [([], &condition.commit_time)])?;
+        let figures = gauge.figures();
         let attempts = figures.attempts.iter().map(|(destination, outcome, count)| {
             ([("destination", destination.to_string()), ("outcome", outcome.as_str().to_owned())], *count)
         });
