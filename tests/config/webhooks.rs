@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use countersign::{
+    command::check,
     config::Change,
     inbox::Store,
     webhook::{Event, Livemode, Mode},
@@ -247,6 +248,33 @@ fn a_connection_to_a_database_is_plain_only_where_that_is_safe_or_wished() {
         assert_eq!(database.tls.is_none(), is_plain, "{url} {more}");
         assert!(!format!("{database:?}").contains("u:p"));
     }
+}
+
+#[test]
+fn check_shows_a_line_for_each_destination() {
+    let folder = Folder::new();
+    let text = GOOD_WEBHOOKS.replace("[inbox]", "types = [\"invoice.*\", \"charge.failed\"]\n[[webhooks]]\npath = \"/direct\"\nmode = \"direct\"\nlivemode = false\naccounts = [\"self\"]\nsecrets = [{ file = \"secrets/billing.whsec\" }]\ndeliver = [{ name = \"now\", to = \"https://now\" }]\n[inbox]");
+    let path = folder.put("countersign.toml", text);
+    let run = |format| {
+        let mut out = Vec::new();
+        assert_eq!(check::run(&path, false, format, &folder.environment(&[]), &mut out, &mut Vec::new()), 0);
+        String::from_utf8(out).unwrap()
+    };
+    let text = run(check::Format::Text);
+    let lines: Vec<_> =
+        text.lines().take(3).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        lines,
+        [
+            "WEBHOOK LIVEMODE ACCOUNTS MODE DESTINATION TYPES SIGNED TO",
+            "/stripe/events true any inbox billing invoice.*, charge.failed yes http://billing.intranet:3000/stripe",
+            "/direct false 1 direct now all no https://now/",
+        ]
+    );
+    assert!(text.contains("CERTIFICATE"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&run(check::Format::Json)).unwrap();
+    assert_eq!(json["webhooks"][1]["accounts"], serde_json::json!(["self"]));
+    assert_eq!(json["webhooks"][0]["types"], serde_json::json!(["invoice.*", "charge.failed"]));
 }
 
 #[test]
