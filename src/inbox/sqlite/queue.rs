@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, Result, Row, named_params, pa
 use uuid::Uuid;
 
 use super::{PARKED, PLACES, micros, span, time_of};
-use crate::inbox::{Acceptance, Act, Arrived, Due, End, Leased, Settled, State, Want, ask::Doomed};
+use crate::inbox::{Acceptance, Act, Arrived, Due, End, Lease, Leased, Settled, State, Want, ask::Doomed};
 
 /// Deliveries that wait for earlier ones and are put aside in one go, so that nobody waits long for that.
 const MOST_PARKED: usize = 1000;
@@ -133,7 +133,7 @@ fn read_due(row: &Row<'_>, destination: &Arc<str>) -> Result<Due> {
         delivery: row.get(0)?,
         object: row.get(1)?,
         attempt,
-        lease: attempt.into(),
+        lease: Lease(attempt.into()),
         since: time_of(row.get(3)?),
         webhook: row.get(4)?,
         event: row.get(5)?,
@@ -154,7 +154,7 @@ pub(super) fn settle(store: &Connection, settled: &Settled, now: i64) -> Result<
         End::Dead { error } => (State::Dead, 0, Some(error), Some(now)),
         End::Released => (State::Pending, now, None, None),
     };
-    let (id, lease) = (&*settled.delivery, i64::try_from(settled.lease).unwrap_or(-1));
+    let (id, lease) = (&*settled.delivery, i64::try_from(settled.lease.0).unwrap_or(-1));
     let mut note = store.prepare_cached(
         "UPDATE deliveries SET state = :state, due = :due, last_error = coalesce(:error, last_error), settled = :ended \
          WHERE id = :id AND attempts = :lease AND state = 1 RETURNING destination, object",
