@@ -187,6 +187,9 @@ impl Job {
         if let Some(audit) = &self.shared.audit {
             audit.delivery_died(last);
         }
+        if !self.shared.tells_of(&last.destination) {
+            return;
+        }
         let (destination, event, delivery) = (&*last.destination, &*last.event, &*last.delivery);
         let (attempts, reason) = (last.number, last.reason.as_deref().unwrap_or_default());
         match &self.due.object {
