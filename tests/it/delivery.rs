@@ -132,7 +132,7 @@ fn whoever_is_told_of_an_event_looks_at_once_and_whoever_is_not_within_a_second_
     assert!(slowest < Duration::from_millis(700), "{slowest:?}");
     // As another gateway would, which shares the inbox.
     let mut other = Bench::new();
-    std::mem::swap(&mut other.inbox, &mut bench.inbox.clone());
+    other.inbox = bench.inbox.clone();
     other.accept("evt_of_another", None, &["orders"]);
     eventually(|| (service.requests().len() == 9).then_some(()));
 }
