@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{Orders, Shared};
@@ -27,17 +27,21 @@ const COUNTS: u32 = 24;
 
 /// Does it for as long as this is polled.
 pub(super) async fn run(shared: Arc<Shared>, orders: watch::Receiver<Arc<Orders>>) {
-    tokio::join!(expire(&shared, &orders), record(&shared), count(&shared));
+    tokio::join!(expire(&shared, orders), record(&shared), count(&shared));
 }
 
-async fn expire(shared: &Shared, orders: &watch::Receiver<Arc<Orders>>) {
+async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
     loop {
-        let retention = orders.borrow().retention;
+        let retention = orders.borrow_and_update().retention;
         let pause = match shared.noting(shared.inbox.expire(retention).await) {
             Ok(1..) => EXPIRE_PAUSE,
             Ok(0) | Err(_) => EXPIRE_EVERY,
         };
-        sleep(pause).await;
+        // Sooner where another retention may be in force.
+        let changed = timeout(pause, orders.changed()).await;
+        if changed.is_ok_and(|changed| changed.is_err()) {
+            return;
+        }
     }
 }
 
