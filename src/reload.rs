@@ -176,7 +176,8 @@ impl Work {
             }
             self.watcher.watch(&self.in_force.sources);
             let (since, now) = (self.status.standing().since, SystemTime::now());
-            self.lookout.look(|| self.parts.house.apps(), unix_seconds(since), unix_seconds(now));
+            let secrets = || self.parts.house.apps().into_iter().chain(self.parts.house.webhook_secrets()).collect();
+            self.lookout.look(secrets, unix_seconds(since), unix_seconds(now));
         }
     }
 
