@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::webhook::Event;
 
 mod ask;
+pub mod desk;
 mod figures;
 mod keeper;
 mod marker;
