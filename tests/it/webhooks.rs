@@ -430,6 +430,32 @@ fn a_store_that_is_locked_is_503_and_the_rest_goes_on() {
 }
 
 #[test]
+fn what_waits_for_a_destination_that_is_gone_is_listed_and_warned_of() {
+    let service = Upstream::answering(|_| b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let lab = Lab::new(&service, "");
+    assert_eq!(lab.post(&event("evt_1", "")).status, 200);
+    lab.records(1, |line| line["countersign.outcome"] == "retry");
+    let file = lab.folder.file("countersign.toml");
+    let text = fs::read_to_string(&file).unwrap().replace("name = \"billing\"", "name = \"another\"");
+    fs::write(&file, text).unwrap();
+    lab.audited(1, "reload");
+    let run = |arguments: &[&str]| {
+        let output = countersign().args(arguments).args(["--config", &file]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(run(&["check"]).contains("1 deliveries wait for the destination `billing`"));
+    let listed: Value = serde_json::from_str(&run(&["inbox", "list", "--format", "json"])).unwrap();
+    assert_eq!((&listed[0]["state"], &listed[0]["event"]), (&"orphaned".into(), &"evt_1".into()), "{listed}");
+    run(&["inbox", "discard", "evt_1"]);
+    let done = &lab.audited(1, "by_hand")[0];
+    assert!(done["act"] == "discard" && done["event"] == "evt_1", "{done}");
+    assert!(!run(&["check"]).contains("deliveries wait"));
+    let said = lab.running.drained();
+    assert!(said.contains("deliveries wait for a destination that is not in the configuration"), "{said}");
+}
+
+#[test]
 fn sign_makes_an_event_that_is_taken_and_explain_says_why_one_is_not() {
     let service = Upstream::ok();
     let lab = Lab::new(&service, "");
