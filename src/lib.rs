@@ -37,6 +37,7 @@ pub mod confine;
 pub mod record;
 pub mod audit;
 pub mod tls;
+pub mod agent;
 pub mod acme;
 pub mod upstream;
 pub mod inbox;
