@@ -102,6 +102,7 @@ impl From<Config> for server::Settings {
             upstreams: config.upstreams,
             limits: config.limits,
             audit: None,
+            traces: None,
             workers: None,
         }
     }

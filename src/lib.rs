@@ -39,6 +39,7 @@ pub mod audit;
 pub mod tls;
 pub mod agent;
 pub mod acme;
+pub mod traces;
 pub mod upstream;
 pub mod inbox;
 

@@ -294,6 +294,7 @@ mod tests {
             arrived: SystemTime::UNIX_EPOCH,
             started: Instant::now(),
             request_id: http::HeaderValue::from_static("r"),
+            trace_id: None,
             asked: Some(Asked { method: http::Method::GET, target: Some(path.parse().unwrap()) }),
             protocol: "1.1",
             client: Some(crate::headers::Client::new([192, 0, 2, 1].into(), Some(5))),

@@ -17,7 +17,9 @@ use crate::{
     limits::{Limit, Limits},
     record::Log,
     route::RouteTable,
-    tls, upstream,
+    tls,
+    traces::Traces,
+    upstream,
 };
 
 mod connection;
@@ -62,6 +64,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Where decisions are recorded; `None`: nowhere. It stays when others of these are put in force.
     pub audit: Option<Audit>,
+    /// Where requests get their traces from; `None`: there are none. It stays likewise.
+    pub traces: Option<Traces>,
     /// Worker threads; `None`: as many as the process may use cores. It stays likewise.
     pub workers: Option<usize>,
 }

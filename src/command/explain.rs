@@ -178,6 +178,7 @@ fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> 
             unrouted: Arc::default(),
             log,
             audit: None,
+            traces: None,
             clock,
         },
         writer,

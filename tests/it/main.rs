@@ -37,6 +37,7 @@ mod service;
 mod streams;
 mod support;
 mod tls;
+mod traces;
 mod upstreams;
 mod upstreams_h2;
 mod vectors;

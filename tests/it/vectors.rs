@@ -128,6 +128,7 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
         upstreams: vec![upstream],
         limits: Limits::default(),
         audit: None,
+        traces: None,
         workers: Some(1),
     }
 }
