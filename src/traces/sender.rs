@@ -220,3 +220,34 @@ impl HttpClient for Client {
         Box::pin(self.ask(request))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::span, *};
+
+    fn waiting(spans: usize, batch: usize, delay: Duration) -> Waiting {
+        let queue = Queue { spans, batch, delay };
+        Waiting { queue, state: Mutex::default(), wake: Condvar::new(), dropped: AtomicU64::new(0) }
+    }
+
+    #[test]
+    fn no_more_spans_wait_than_may_and_the_others_are_counted() {
+        let waiting = waiting(5, 2, Duration::from_secs(600));
+        for _ in 0..7 {
+            waiting.push(span::empty());
+        }
+        assert_eq!((waiting.state().spans.len(), waiting.dropped()), (5, 2));
+        assert_eq!((waiting.batch().len(), waiting.batch().len()), (2, 2), "whole batches are not waited for");
+        waiting.state().finished = true;
+        waiting.push(span::empty());
+        assert_eq!((waiting.batch().len(), waiting.batch().len()), (1, 0), "the rest, and the end");
+        assert_eq!(waiting.dropped(), 3, "what comes after the end is lost");
+    }
+
+    #[test]
+    fn a_part_of_a_batch_is_sent_after_a_while() {
+        let waiting = waiting(5, 5, Duration::from_millis(1));
+        waiting.push(span::empty());
+        assert_eq!(waiting.batch().len(), 1);
+    }
+}

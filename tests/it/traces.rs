@@ -387,24 +387,7 @@ fn a_collector_that_is_gone_or_broken_costs_spans_and_no_request() {
         while stream.write_all(&[b'x'; 4096]).is_ok() {}
     });
     for endpoint in [gone, hanging.origin(), failing.origin(), closing.origin(), endless.origin()] {
-        let operations = free_port();
-        let upstream = Upstream::ok();
-        let variables = [
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=sesame"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "300"),
-            ("OTEL_BSP_SCHEDULE_DELAY", "5"),
-            ("OTEL_BSP_MAX_QUEUE_SIZE", "50"),
-        ];
-        let more = format!("[operations]\naddress = \"127.0.0.1:{operations}\"\n");
-        let lab = Lab::with(&upstream.origin(), &more, &variables, |text| text);
-        let mut client = lab.client();
-        let began = Instant::now();
-        for _ in 0..200 {
-            client.send(head_now("GET", "/a", ""));
-            assert_eq!(client.answer().status, 200, "{endpoint}");
-        }
-        assert!(began.elapsed() < Duration::from_secs(10), "{endpoint}: {:?}", began.elapsed());
+        let (lab, operations) = asked_often(&endpoint, "300");
         let lost = until(|| Some(dropped(operations)), |lost| *lost >= 400);
         assert_eq!(lost, 400, "{endpoint}");
         let said = lab.running.drained();
@@ -412,6 +395,34 @@ fn a_collector_that_is_gone_or_broken_costs_spans_and_no_request() {
         assert_eq!(warnings.len(), 1, "{said}");
         assert!(!said.contains("sesame") && !said.contains("panicked"), "{said}");
     }
+    // One that is waited for until the end of the day: up to fifty spans are with it, and fifty wait.
+    let (_lab, operations) = asked_often(&hanging.origin(), "86400000");
+    let lost = until(|| Some(dropped(operations)), |lost| *lost >= 300);
+    assert!(lost < 350, "{lost}");
+}
+
+/// A gateway that has answered two hundred requests, and its operations listener.
+fn asked_often(collector: &str, timeout: &str) -> (Lab, u16) {
+    let operations = free_port();
+    let upstream = Upstream::ok();
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=sesame"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", timeout),
+        ("OTEL_BSP_EXPORT_TIMEOUT", timeout),
+        ("OTEL_BSP_SCHEDULE_DELAY", "5"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "50"),
+    ];
+    let more = format!("[operations]\naddress = \"127.0.0.1:{operations}\"\n");
+    let lab = Lab::with(&upstream.origin(), &more, &variables, |text| text);
+    let mut client = lab.client();
+    let began = Instant::now();
+    for _ in 0..200 {
+        client.send(head_now("GET", "/a", ""));
+        assert_eq!(client.answer().status, 200, "{collector}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{collector}: {:?}", began.elapsed());
+    (lab, operations)
 }
 
 /// Spans that the gateway with this operations listener has lost.
