@@ -6,8 +6,8 @@ use opentelemetry::trace::TraceId;
 
 use super::Traceparent;
 
-/// Every half of a trace's id, as a number of 63 bits.
-const ALL: f64 = (1_u64 << 63) as f64;
+/// How many halves of a trace's id there are, of 63 bits: 2 to the 63rd.
+const ALL: f64 = 9_223_372_036_854_775_808.0;
 
 /// Decides by a trace's id and by what whoever asks has decided.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,8 +53,8 @@ impl Sampler {
             (_, Share::All) => true,
             (_, Share::None) => false,
             (_, Share::Below(limit)) => {
-                let [.., a, b, c, d, e, f, g, h] = trace.to_bytes();
-                u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1 < limit
+                let half = u128::from_be_bytes(trace.to_bytes()) << 64 >> 65;
+                half < u128::from(limit)
             }
         }
     }
@@ -65,7 +65,7 @@ impl Share {
         if ratio >= 1.0 {
             return Self::All;
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 2 to the 63rd")]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to `ALL`")]
         Self::Below((ratio * ALL) as u64)
     }
 }

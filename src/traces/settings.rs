@@ -187,18 +187,14 @@ impl<'v, F: Fn(&str) -> Option<&'v str>> Reader<F> {
 
     fn sampler(&mut self) -> Sampler {
         let Some(name) = self.one(SAMPLER) else { return Sampler::default() };
-        match Sampler::named(name, self.one(SAMPLER_ARGUMENT)) {
-            Some((sampler, is_wrong)) => {
-                if is_wrong {
-                    self.warn(SAMPLER_ARGUMENT, "is no share from 0 to 1; all traces are recorded".to_owned());
-                }
-                sampler
-            }
-            None => {
-                self.warn(SAMPLER, "names no sampler that is known here; `parentbased_always_on` is taken".to_owned());
-                Sampler::default()
-            }
+        let Some((sampler, is_wrong)) = Sampler::named(name, self.one(SAMPLER_ARGUMENT)) else {
+            self.warn(SAMPLER, "names no sampler that is known here; `parentbased_always_on` is taken".to_owned());
+            return Sampler::default();
+        };
+        if is_wrong {
+            self.warn(SAMPLER_ARGUMENT, "is no share from 0 to 1; all traces are recorded".to_owned());
         }
+        sampler
     }
 
     fn resource(&mut self) -> Resource {

@@ -110,7 +110,8 @@ pub(super) fn of_asking(trace: &Trace, asked: &Asked, record: &Access) -> SpanDa
 
 /// As much of `text` as a span has room for.
 pub(super) fn bounded(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(LONGEST)).unwrap_or_default()
+    let longest = text.len().min(LONGEST);
+    (0..=longest).rev().find_map(|end| text.get(..end)).unwrap_or_default()
 }
 
 /// Says what failed, if something did.
