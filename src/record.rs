@@ -102,21 +102,21 @@ impl Log {
         Ok((Self { shared: Arc::clone(&shared) }, Writer { shared, thread }))
     }
 
-    /// Hands over `record`. Never waits.
-    pub fn push(&self, record: &Access) {
+    /// Hands over `record`, and answers whether it is one that is told: not of a flood that is thinned out. Never waits.
+    pub fn push(&self, record: &Access) -> bool {
         let now = Instant::now();
         let mut guard = self.shared.waiting();
         let waiting = &mut *guard;
         waiting.count += waiting.sampling.end_window(now, false, &mut waiting.lines);
         let before = waiting.lines.len();
         if !waiting.sampling.admits(record, now) {
-            return;
+            return false;
         }
         if before >= WAITING_LIMIT_BYTES || record.print(&mut waiting.lines).is_err() {
             waiting.lines.truncate(before);
             drop(guard);
             self.shared.lose(1);
-            return;
+            return true;
         }
         waiting.count += 1;
         let asleep = std::mem::take(&mut waiting.writer_sleeps);
@@ -124,6 +124,7 @@ impl Log {
         if asleep {
             self.shared.wake.notify_one();
         }
+        true
     }
 
     /// Goes on in `sink`, with the next line: the file was moved away, or another one is named.

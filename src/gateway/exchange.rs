@@ -447,8 +447,9 @@ impl Exchange {
             Some(route) => route.tally.load().count(case, record.status),
             None => self.unrouted.count(case, record.status),
         }
-        self.log.push(&record);
-        if let Some(trace) = self.trace.take() {
+        // A flood that is thinned out there fills nobody's traces either.
+        let is_told = self.log.push(&record);
+        if let Some(trace) = self.trace.take().filter(|_| is_told) {
             trace.end(&record);
         }
     }

@@ -155,6 +155,33 @@ fn described(kind: &str) -> BTreeSet<String> {
     rows.flat_map(|cells| cells[0].split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
+#[test]
+fn a_flood_that_the_access_log_thins_out_is_thinned_out_in_traces() {
+    let collector = collector();
+    let lab = Lab::to(&collector, &Upstream::ok().origin(), "");
+    let (flood, part) = (1000, 50);
+    let mut client = lab.client();
+    for _ in 0..flood / part {
+        client.send("GET /a HTTP/1.1\r\nHost: gw.test\r\n\r\n".repeat(part));
+        for _ in 0..part {
+            assert_eq!(client.answer().status, 401);
+        }
+    }
+    let told = |line: &serde_json::Value| line["countersign.omitted"].as_u64().unwrap_or(1);
+    let text = until(
+        || fs::read_to_string(lab.folder.file("access.jsonl")).ok(),
+        |text| {
+            let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+            lines.map(|line| told(&line)).sum::<u64>() == flood as u64
+        },
+    );
+    let lines = text.lines().filter(|line| line.contains("countersign.trace_id")).count();
+    assert!(lines < flood, "it was no flood");
+    spans(&collector, lines);
+    lab.running.drained();
+    spans(&collector, lines);
+}
+
 /// What the upstream was told of the trace, request by request: trace, span, flags.
 fn told(upstream: &Upstream) -> Vec<Vec<String>> {
     let one = |request: Vec<u8>| {
