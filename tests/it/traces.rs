@@ -502,7 +502,9 @@ fn a_collector_behind_tls_proves_itself_by_its_authority() {
     // Another authority: nothing is told.
     let other = Folder::new("http://127.0.0.1:1", "");
     let other = other.file("cert.pem");
-    let lab = Lab::new(&upstream.origin(), &[endpoint, quick, ("OTEL_EXPORTER_OTLP_CERTIFICATE", &other)]);
+    let variables =
+        [endpoint, quick, ("OTEL_EXPORTER_OTLP_CERTIFICATE", &other), ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")];
+    let lab = Lab::new(&upstream.origin(), &variables);
     assert_eq!(lab.ask(head_now("GET", "/a", "")), 200);
     let said = lab.running.drained();
     assert!(said.contains("spans are lost") && said.contains("certificate"), "{said}");
