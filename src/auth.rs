@@ -17,7 +17,7 @@ mod stripe_app;
 
 pub use claims::{Claims, Member};
 pub(crate) use stripe_app::signature_of;
-pub use stripe_app::{Attempt, Candidate, StripeApp};
+pub use stripe_app::{Attempt, Candidate, STRIPE_SIGNATURE, StripeApp};
 
 /// How the requests of an app prove who sends them.
 #[derive(Debug)]

@@ -122,6 +122,7 @@ impl From<Config> for server::Settings {
             limits: config.limits,
             audit: None,
             intake: None,
+            traces: None,
             workers: None,
         }
     }

@@ -25,6 +25,7 @@ use crate::{
     rejection::Rejection,
     route::{Route, RouteTable},
     tally::Tally,
+    traces::Traces,
     upstream::{Answered, Outgoing, Payload, Upstream},
     webhook::{Event, Outcome, Webhook, Webhooks},
 };
@@ -74,6 +75,8 @@ pub struct Gateway {
     pub log: Log,
     /// `None` where nothing is kept of decisions.
     pub audit: Option<Audit>,
+    /// `None` where no traces are sent.
+    pub traces: Option<Traces>,
     pub clock: Clock,
 }
 
@@ -127,6 +130,11 @@ impl Gateway {
         let activity = arrival.busy.activity();
         let (log, unrouted, audit) = (&self.log, &self.unrouted, self.audit.as_ref());
         let mut exchange = Exchange::open(log, unrouted, audit, record, arrival.busy, arrival.pace);
+        if let Some(traces) = &self.traces {
+            // A stranger has no word on our traces.
+            let is_trusted = arrival.client.is_some_and(|peer| self.trusted_proxies.contains(peer.address));
+            exchange.trace(traces.begin(is_trusted.then_some(&parts.headers)));
+        }
 
         let checked = head::check(&parts, arrival.fault, &self.limits);
         // Nothing behind a head without one reading is taken for another request.
@@ -330,11 +338,12 @@ impl Gateway {
         if !exchange.note_upstream(upstream.name()) {
             return Err(Rejection::unrecorded(None));
         }
+        let target = headers::outbound_target(route, path, parts.uri.query()).ok_or_else(Rejection::internal)?;
         let told = headers::Statement {
             principal: permit.principal(),
             app: &route.app,
             request_id: exchange.request_id(),
-            traceparent: exchange::traceparent(),
+            traceparent: exchange.traceparent(&target),
             client: client.map_or(HeaderValue::from_static("unknown"), |client| client.text().clone()),
             host: head::host(parts).and_then(|host| HeaderValue::try_from(host).ok()),
         };
@@ -349,7 +358,7 @@ impl Gateway {
         };
         let outgoing = Outgoing {
             method: parts.method.clone(),
-            target: headers::outbound_target(route, path, parts.uri.query()).ok_or_else(Rejection::internal)?,
+            target,
             headers: || {
                 let mut headers = headers::outbound(&parts.headers, &route.request_headers, &told);
                 if switches {
@@ -382,6 +391,7 @@ impl Gateway {
         let time = began.elapsed();
         upstream.note_time(time);
         exchange.note_upstream_time(time);
+        exchange.note_traced_answer(upstream, answered.as_ref().ok());
         answered.map_err(|error| {
             *body = upload.and_then(Upload::into_unread);
             error.into()
@@ -489,6 +499,7 @@ fn access(
         arrived,
         started: Instant::now(),
         request_id: exchange::request_id(arrived),
+        trace_id: None,
         asked,
         protocol: if parts.version == Version::HTTP_2 { "2" } else { "1.1" },
         client,

@@ -15,6 +15,8 @@ mod location;
 
 use location::{Location, own_path};
 
+/// Stripe's signature, or ours in Stripe's form on what is delivered.
+pub use crate::auth::STRIPE_SIGNATURE;
 pub use forwarded::{Client, Proxies};
 
 /// The proven user, for the upstream.
@@ -36,8 +38,6 @@ pub const EVENT: HeaderName = HeaderName::from_static("countersign-event");
 pub const DELIVERY: HeaderName = HeaderName::from_static("countersign-delivery");
 /// Which attempt it is, from 1.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("countersign-attempt");
-/// Stripe's signature, or ours in Stripe's form on what is delivered.
-pub const STRIPE_SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
 /// As which program events are delivered.
 pub const PRODUCT: HeaderValue = HeaderValue::from_static(concat!("Countersign/", env!("CARGO_PKG_VERSION")));
 

@@ -128,21 +128,21 @@ impl Log {
         Ok((Self { shared: Arc::clone(&shared) }, Writer { shared, thread }))
     }
 
-    /// Hands over `record`. Never waits.
-    pub fn push(&self, record: &impl Line) {
+    /// Hands over `record`, and answers whether it is one that is told: not of a flood that is thinned out. Never waits.
+    pub fn push(&self, record: &impl Line) -> bool {
         let now = Instant::now();
         let mut guard = self.shared.waiting();
         let waiting = &mut *guard;
         waiting.count += waiting.sampling.end_window(now, false, &mut waiting.lines);
         let before = waiting.lines.len();
         if record.request().is_some_and(|request| !waiting.sampling.admits(request, now)) {
-            return;
+            return false;
         }
         if before >= WAITING_LIMIT_BYTES || record.print(&mut waiting.lines).is_err() {
             waiting.lines.truncate(before);
             drop(guard);
             self.shared.lose(1);
-            return;
+            return true;
         }
         waiting.count += 1;
         let asleep = std::mem::take(&mut waiting.writer_sleeps);
@@ -150,6 +150,7 @@ impl Log {
         if asleep {
             self.shared.wake.notify_one();
         }
+        true
     }
 
     /// Goes on in `sink`, with the next line: the file was moved away, or another one is named.
@@ -320,6 +321,7 @@ mod tests {
             arrived: SystemTime::UNIX_EPOCH,
             started: Instant::now(),
             request_id: http::HeaderValue::from_static("r"),
+            trace_id: None,
             asked: Some(Asked { method: http::Method::GET, target: Some(path.parse().unwrap()) }),
             protocol: "1.1",
             client: Some(crate::headers::Client::new([192, 0, 2, 1].into(), Some(5))),

@@ -161,20 +161,25 @@ struct Work {
 
 impl Work {
     fn run(mut self, orders: &mpsc::Receiver<Order>) {
-        self.watcher.watch(&self.in_force.sources);
+        // What changed before it was watched is told by nobody.
+        let mut is_newly_watched = self.watcher.watch(&self.in_force.sources);
         loop {
-            let mut order = self.watcher.wait(orders);
-            if order == Order::Look {
+            let mut order = if is_newly_watched { Order::Look } else { self.watcher.wait(orders) };
+            let looks = order == Order::Look;
+            if looks {
                 order = settled(orders);
             }
             match order {
                 Order::Stop => return,
                 Order::Reopen => self.reopen(),
                 Order::Reload => self.reload(),
-                Order::Look if self.in_force.sources.are_changed() => self.reload(),
                 Order::Look => {}
             }
-            self.watcher.watch(&self.in_force.sources);
+            // What came in between is done, and it is still to be looked.
+            if looks && order != Order::Reload && self.in_force.sources.are_changed() {
+                self.reload();
+            }
+            is_newly_watched = self.watcher.watch(&self.in_force.sources);
             let (since, now) = (self.status.standing().since, SystemTime::now());
             let secrets = || self.parts.house.apps().into_iter().chain(self.parts.house.webhook_secrets()).collect();
             self.lookout.look(secrets, unix_seconds(since), unix_seconds(now));

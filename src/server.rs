@@ -18,7 +18,9 @@ use crate::{
     limits::{Limit, Limits},
     record::Log,
     route::RouteTable,
-    tls, upstream,
+    tls,
+    traces::Traces,
+    upstream,
     webhook::Webhooks,
 };
 
@@ -67,6 +69,8 @@ pub struct Settings {
     pub audit: Option<Audit>,
     /// What keeps the events of webhooks; `None`: nothing does. It stays likewise.
     pub intake: Option<Intake>,
+    /// Where requests get their traces from; `None`: there are none. It stays likewise.
+    pub traces: Option<Traces>,
     /// Worker threads; `None`: as many as the process may use cores. It stays likewise.
     pub workers: Option<usize>,
 }

@@ -137,7 +137,7 @@ pub struct Answered {
 pub struct Held {
     lease: Lease,
     upload: Option<Arc<Progress>>,
-    _place: balance::Place,
+    place: balance::Place,
 }
 
 impl PartialEq for Tls {
@@ -242,6 +242,15 @@ impl Upstream {
         self.shared.settings.servers.iter().any(|server| server.is_at(scheme, host, port))
     }
 
+    /// The server whose answer is `held`; of an upstream with one server that, answer or not.
+    pub fn server(&self, held: Option<&Held>) -> Option<&Origin> {
+        let servers = &self.shared.settings.servers;
+        match held {
+            Some(held) => servers.get(held.place.server()),
+            None => servers.first().filter(|_| servers.len() == 1),
+        }
+    }
+
     /// The longest pause within an answer.
     pub fn idle_timeout(&self) -> Duration {
         self.shared.settings.idle_timeout
@@ -344,7 +353,7 @@ impl Upstream {
             let (cause, how) = match answered {
                 Some(Ok(response)) if is_usable(&response) || request.switches && is_switch(&response) => {
                     self.note(&place, Showed::Answer);
-                    return Ok(Answered { response, held: Held { lease, upload: progress, _place: place } });
+                    return Ok(Answered { response, held: Held { lease, upload: progress, place } });
                 }
                 Some(Err(Failed::NotSent)) if lease.is_used() && request.is_whole() => {
                     fresh = true;

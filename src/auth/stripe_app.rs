@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The header that carries the signature.
-const STRIPE_SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
+pub const STRIPE_SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
 
 /// An app whose signing secrets vouch for its users.
 #[derive(Debug)]

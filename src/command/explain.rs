@@ -189,6 +189,7 @@ fn gateway(rules: Rules, now: i64) -> Option<(Gateway, Writer)> {
             unrouted: Arc::default(),
             log,
             audit: None,
+            traces: None,
             clock,
         },
         writer,

@@ -29,10 +29,14 @@ use crate::{
     reload::{InForce, Order, Parts, Reloader, Status},
     server::{self, Server, Stop},
     service,
+    traces::{self, Traces},
 };
 
 /// How long the last lines of the access log may take to be written at the end.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// How long the collector of traces may take for the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Lines of the program's own log that wait for stderr; those beyond are dropped and counted.
 const WAITING_LINES: usize = 4096;
@@ -174,6 +178,7 @@ pub(super) struct Running {
     mailroom: Option<Arc<Mailroom>>,
     status: Arc<Status>,
     operations: Option<Operations>,
+    spans: Option<traces::Sender>,
 }
 
 /// Watches for signals, opens the audit log, binds and starts, or tells why not and answers the exit code. `orders` is told
@@ -231,6 +236,8 @@ pub(super) fn start(
     })?;
     audit.started(&hash);
     settings.audit = Some(audit.clone());
+    let (traces, spans) = traces(&Environment::of_process()).unzip();
+    settings.traces = traces;
     let resolver = Arc::clone(&settings.resolver);
     let keeping = audit.clone();
     let started = Log::start(sink).and_then(|(log, writer)| {
@@ -265,7 +272,23 @@ pub(super) fn start(
             mail: mailroom.as_deref().map(|mailroom| (mailroom.condition(), mailroom.gauge())),
         });
     }
-    Ok(Running { server, log, writer, audit, scribe, keeper, mailroom, status, operations })
+    Ok(Running { server, log, writer, audit, scribe, keeper, mailroom, status, operations, spans })
+}
+
+/// Starts sending traces, if `environment` asks for it; what of that cannot be done is told, and no reason not to serve.
+fn traces(environment: &Environment) -> Option<(Traces, traces::Sender)> {
+    let (settings, warnings) = traces::Settings::read(|name| environment.var(name));
+    for traces::Warning { variable, text } in warnings {
+        tracing::warn!(variable, "{text}");
+    }
+    let settings = settings?;
+    let collector = settings.collector();
+    let started = Traces::start(settings);
+    match &started {
+        Ok(_) => tracing::info!(collector, "traces are sent here"),
+        Err(error) => tracing::warn!(%error, "no traces are sent: they cannot be started"),
+    }
+    started.ok()
 }
 
 /// Binds the operations listener's address, and says there that the gateway is starting.
@@ -280,8 +303,11 @@ fn operations(address: SocketAddr, stop: &Stop) -> Result<Operations, u8> {
 
 /// Serves until a signal and to the end of the drain.
 pub(super) fn serve(running: Running, reloader: Option<Reloader>) -> u8 {
-    let Running { server, writer, scribe, operations, keeper, mailroom, .. } = running;
+    let Running { server, writer, scribe, operations, keeper, mailroom, spans, .. } = running;
     server.join();
+    if let Some(spans) = spans {
+        spans.finish(LAST_SPANS);
+    }
     if let Some(keeper) = keeper {
         keeper.join();
     }

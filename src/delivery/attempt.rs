@@ -17,8 +17,10 @@ use super::{
 };
 use crate::{
     clock::unix_seconds,
+    headers,
     inbox::{Due, End, Settled},
     record::{Attempt, AttemptOutcome},
+    traces::Traceparent,
     upstream::{Answered, Cause, Outgoing, Payload},
 };
 
@@ -29,17 +31,6 @@ const ANSWER_LIMIT_BYTES: usize = 64 * 1024;
 const CLOSING: Duration = Duration::from_millis(50);
 /// How long to wait before the store is asked again to note how an attempt ended.
 const NOTE_AGAIN: Duration = Duration::from_millis(250);
-
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("Countersign/", env!("CARGO_PKG_VERSION")));
-/// The event's id.
-const EVENT: HeaderName = HeaderName::from_static("countersign-event");
-/// The delivery's id, the same in all attempts.
-const DELIVERY: HeaderName = HeaderName::from_static("countersign-delivery");
-/// The attempt's number, from 1.
-const ATTEMPT: HeaderName = HeaderName::from_static("countersign-attempt");
-/// What the event is signed with.
-const SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// All that an attempt takes.
 #[derive(Debug)]
@@ -254,7 +245,7 @@ async fn made(assignment: &Assignment, due: &Due, now: SystemTime) -> Met {
 /// Sends the event.
 async fn asked(assignment: &Assignment, due: &Due, now: SystemTime) -> Result<Answered, Cause> {
     let destination = &assignment.destination;
-    let headers = headers(destination, due, now);
+    let headers = told(destination, due, now);
     let request = Outgoing {
         method: Method::POST,
         target: destination.target.clone(),
@@ -267,26 +258,26 @@ async fn asked(assignment: &Assignment, due: &Due, now: SystemTime) -> Result<An
 }
 
 /// What a destination is told of the event; `now` is when it is signed.
-fn headers(destination: &Destination, due: &Due, now: SystemTime) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(10);
+fn told(destination: &Destination, due: &Due, now: SystemTime) -> HeaderMap {
+    let mut told = HeaderMap::with_capacity(10);
     let mut put = |name: HeaderName, value: &str| {
         // What an event may hold was looked at when it was accepted.
         if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(name, value);
+            told.insert(name, value);
         }
     };
     if let Some(content_type) = &due.content_type {
         put(header::CONTENT_TYPE, content_type);
     }
-    put(EVENT, &due.event);
-    put(DELIVERY, &due.delivery);
-    put(ATTEMPT, itoa::Buffer::new().format(due.attempt));
-    put(TRACEPARENT, &format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..)));
+    put(headers::EVENT, &due.event);
+    put(headers::DELIVERY, &due.delivery);
+    put(headers::ATTEMPT, itoa::Buffer::new().format(due.attempt));
     if let Some(key) = &destination.key {
-        put(SIGNATURE, &key.header(unix_seconds(now), &due.body));
+        put(headers::STRIPE_SIGNATURE, &key.header(unix_seconds(now), &due.body));
     }
-    headers.insert(header::USER_AGENT, AGENT);
-    headers
+    told.insert(header::USER_AGENT, headers::PRODUCT);
+    told.insert(headers::TRACEPARENT, Traceparent::fresh().header());
+    told
 }
 
 /// Why an answer with this status is no success, if it is none.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, header, request::Parts};
 use hyper::body::Incoming;
 
-use super::{Content, Exchange, Gateway, exchange, head, tunnel::Asks};
+use super::{Content, Exchange, Gateway, head, tunnel::Asks};
 use crate::{
     audit::Audit,
     body::{self, Taken},
@@ -171,7 +171,8 @@ impl Gateway {
         }
         let signature = direct.key.as_ref().map(|key| key.header(unix_seconds(now), &body));
         let content_type = content_type(parts).cloned();
-        let told = Told { authentic, content_type, signature, request_id: exchange.request_id() };
+        let (request_id, traceparent) = (exchange.request_id(), exchange.traceparent(&direct.target));
+        let told = Told { authentic, content_type, signature, request_id, traceparent };
         let outgoing = Outgoing {
             method: Method::POST,
             target: direct.target.clone(),
@@ -185,7 +186,9 @@ impl Gateway {
         let time = began.elapsed();
         upstream.note_time(time);
         exchange.note_upstream_time(time);
-        let answered = answered.unwrap_or(Err(upstream::Error::Timeout)).inspect_err(|_| exchange.note_failure())?;
+        let answered = answered.unwrap_or(Err(upstream::Error::Timeout));
+        exchange.note_traced_answer(upstream, answered.as_ref().ok());
+        let answered = answered.inspect_err(|_| exchange.note_failure())?;
         let (head, body) = answered.response.into_parts();
         // The connection is kept where its answer is short.
         let rest = direct.timeout.saturating_sub(time).max(Duration::from_millis(10));
@@ -204,6 +207,7 @@ struct Told<'e> {
     content_type: Option<HeaderValue>,
     signature: Option<String>,
     request_id: HeaderValue,
+    traceparent: HeaderValue,
 }
 
 impl Told<'_> {
@@ -215,7 +219,7 @@ impl Told<'_> {
             (headers::EVENT, text(self.authentic.event().id.as_str())),
             (headers::STRIPE_SIGNATURE, self.signature.as_deref().and_then(text)),
             (headers::REQUEST_ID, Some(self.request_id.clone())),
-            (headers::TRACEPARENT, Some(exchange::traceparent())),
+            (headers::TRACEPARENT, Some(self.traceparent.clone())),
         ];
         headers.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }

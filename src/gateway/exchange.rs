@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, uri::PathAndQuery};
 use tokio::time::Instant;
 
 use super::{Answer, Content, Standing, Tunnel, common, text};
@@ -25,7 +25,8 @@ use crate::{
     rejection::{Code, Rejection},
     route::Route,
     tally::{Case, Tally},
-    upstream::{self, Held},
+    traces::{Trace, Traceparent},
+    upstream::{self, Answered, Held, Origin, Upstream},
     webhook::{Event, Outcome, Webhook},
 };
 
@@ -43,6 +44,7 @@ pub struct Exchange {
     log: Log,
     audit: Option<Audit>,
     request_id: HeaderValue,
+    trace: Option<Box<Trace>>,
     /// Why it was permitted, once it is.
     standing: Option<Box<Standing>>,
     upload: Option<Arc<Progress>>,
@@ -232,6 +234,7 @@ impl Exchange {
             log,
             audit,
             request_id,
+            trace: None,
             standing: None,
             upload: None,
             held: None,
@@ -243,6 +246,29 @@ impl Exchange {
 
     pub(super) fn request_id(&self) -> HeaderValue {
         self.request_id.clone()
+    }
+
+    /// Makes it a part of `trace`.
+    pub(super) fn trace(&mut self, trace: Box<Trace>) {
+        self.note(|record| record.trace_id = trace.recorded());
+        self.trace = Some(trace);
+    }
+
+    /// What the service that is asked for `target` is told of the trace; without one, that there is a new one, which
+    /// nobody records.
+    pub(super) fn traceparent(&mut self, target: &PathAndQuery) -> HeaderValue {
+        match &mut self.trace {
+            Some(trace) => trace.ask(target.path()),
+            None => Traceparent::fresh().header(),
+        }
+    }
+
+    /// `upstream` answered, or will not.
+    pub(super) fn note_traced_answer(&mut self, upstream: &Upstream, answered: Option<&Answered>) {
+        if let Some(trace) = &mut self.trace {
+            let server = || upstream.server(answered.map(|answered| &answered.held)).map(Origin::server);
+            trace.answered(answered.map(|answered| answered.response.status()), server);
+        }
     }
 
     pub(super) fn note_route(&mut self, route: &Arc<Route>) {
@@ -477,7 +503,11 @@ impl Exchange {
             }
             (None, None) => self.unrouted.count(case, record.status),
         }
-        self.log.push(&record);
+        // A flood that is thinned out there fills nobody's traces either.
+        let is_told = self.log.push(&record);
+        if let Some(trace) = self.trace.take().filter(|_| is_told) {
+            trace.end(&record);
+        }
     }
 }
 
@@ -524,26 +554,4 @@ pub(super) fn request_id(arrived: SystemTime) -> HeaderValue {
     let id = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
     let id = id.hyphenated().encode_lower(&mut text);
     HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("none"))
-}
-
-/// A `traceparent` for the upstream: a new trace, not sampled, for the client's word on it is not taken.
-///
-/// Source: W3C Trace Context, <https://www.w3.org/TR/trace-context/>.
-pub(super) fn traceparent() -> HeaderValue {
-    let (trace, span) = RANDOM.with_borrow_mut(|rng| (rng.u128(1..), rng.u64(1..)));
-    let mut text = *b"00-................................-................-00";
-    if let [_, _, _, ids @ .., _, _, _] = &mut text
-        && let (trace_place, [_, span_place @ ..]) = ids.split_at_mut(32)
-    {
-        hex(trace_place, &trace.to_be_bytes());
-        hex(span_place, &span.to_be_bytes());
-    }
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static(""))
-}
-
-fn hex(out: &mut [u8], bytes: &[u8]) {
-    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
-    for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
-        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
-    }
 }

@@ -336,6 +336,8 @@ impl Gateway {
             None,
             [([], dropped)],
         )?;
+        let help = "Spans that were lost: too many waited, or the collector did not take them";
+        families.counters("countersign_trace_spans_dropped", help, None, [([], self.house.dropped_spans())])?;
         let Some(audit) = self.house.audit() else { return Ok(()) };
         let sequence = audit.head().sequence;
         let written = sequence.saturating_sub(audit.began_at());

@@ -1,12 +1,13 @@
 //! What is recorded of one request, and how it is written down.
 
 use std::{
-    io,
+    io::{self, Write as _},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use http::{HeaderValue, Method, uri::PathAndQuery};
+use opentelemetry::trace::TraceId;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::Line;
@@ -39,6 +40,8 @@ pub struct Access {
     pub arrived: SystemTime,
     pub started: Instant,
     pub request_id: HeaderValue,
+    /// `None` where no trace is recorded.
+    pub trace_id: Option<TraceId>,
     /// `None` where the request has no reading.
     pub asked: Option<Asked>,
     pub protocol: &'static str,
@@ -111,6 +114,9 @@ impl Line for Access {
         number(out, ",\"http.request.body.size\":", self.received_bytes);
         number(out, ",\"http.response.body.size\":", self.sent_bytes);
         plain(out, ",\"countersign.request_id\":\"", self.request_id.to_str().unwrap_or_default());
+        if let Some(trace) = self.trace_id {
+            write!(out, ",\"countersign.trace_id\":\"{trace}\"")?;
+        }
         if let Some(route) = &self.route {
             escaped(out, ",\"countersign.route\":", route.pattern.as_str().as_bytes());
             plain(out, ",\"countersign.app\":\"", route.app.to_str().unwrap_or_default());

@@ -60,8 +60,9 @@ impl Watcher {
         Self { system: system.ok(), folders: BTreeMap::new(), names }
     }
 
-    /// Watches the folders of `sources`, and where links lead, in place of those of before.
-    pub(super) fn watch(&mut self, sources: &Sources) {
+    /// Watches the folders of `sources`, and where links lead, in place of those of before. Answers whether one of them was not
+    /// watched yet.
+    pub(super) fn watch(&mut self, sources: &Sources) -> bool {
         let mut folders = BTreeMap::new();
         let mut names = BTreeSet::new();
         for seen in sources.iter() {
@@ -77,8 +78,8 @@ impl Watcher {
             }
         }
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
-        let Some(system) = &mut self.system else { return };
-        let mut is_whole = true;
+        let Some(system) = &mut self.system else { return false };
+        let (mut is_whole, mut is_new) = (true, false);
         for (folder, identity) in &self.folders {
             if folders.get(folder) != Some(identity) {
                 // One that is gone is watched no longer.
@@ -86,9 +87,11 @@ impl Watcher {
             }
         }
         for (folder, identity) in &folders {
-            if self.folders.get(folder) != Some(identity)
-                && let Err(error) = system.watch(folder, RecursiveMode::NonRecursive)
-            {
+            if self.folders.get(folder) == Some(identity) {
+                continue;
+            }
+            is_new = true;
+            if let Err(error) = system.watch(folder, RecursiveMode::NonRecursive) {
                 tracing::warn!(folder = %folder.display(), %error, "this folder cannot be watched");
                 is_whole = false;
             }
@@ -97,6 +100,7 @@ impl Watcher {
         if !is_whole {
             self.system = None;
         }
+        is_new
     }
 
     /// The next order, or to look because it is time.

@@ -24,6 +24,7 @@ use crate::{
     signature::{SigningKey, Uses},
     tally::Tally,
     tls::Resolver,
+    traces::Traces,
     upstream::{Shared, Upstream},
     webhook::{Webhook, Webhooks},
 };
@@ -54,6 +55,7 @@ pub struct House {
     intake: Option<Intake>,
     /// Those in force.
     webhooks: ArcSwap<Webhooks>,
+    traces: Option<Traces>,
     clock: Clock,
     /// The runtime that asks servers whether they are well.
     first: Handle,
@@ -110,6 +112,7 @@ impl House {
             audit: settings.audit,
             intake: settings.intake,
             webhooks: ArcSwap::from_pointee(settings.webhooks),
+            traces: settings.traces,
             clock: clock.clone(),
             first,
             in_force: Mutex::new(InForce { client_ca: settings.client_ca, watches: Vec::new() }),
@@ -135,7 +138,7 @@ impl House {
 
     /// Puts `settings` in force, all of them at once for whatever is asked from now on: a request keeps what it began with.
     /// Connections live on, and so do the upstreams whose settings are the same, with theirs. What is under way and no longer
-    /// permitted is ended. `audit` and `workers` are not looked at.
+    /// permitted is ended. `audit`, `traces` and `workers` are not looked at.
     ///
     /// # Errors
     /// TLS's, if its configuration cannot be made; nothing has changed then.
@@ -249,6 +252,11 @@ impl House {
         self.log.dropped()
     }
 
+    /// Spans that were lost; 0 where no traces are sent.
+    pub fn dropped_spans(&self) -> u64 {
+        self.traces.as_ref().map_or(0, Traces::dropped)
+    }
+
     /// Where decisions are recorded.
     pub fn audit(&self) -> Option<&Audit> {
         self.audit.as_ref()
@@ -289,6 +297,7 @@ impl House {
             unrouted: Arc::clone(&self.unrouted),
             log: self.log.clone(),
             audit: self.audit.clone(),
+            traces: self.traces.clone(),
             clock: self.clock.clone(),
         }
     }

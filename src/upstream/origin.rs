@@ -7,6 +7,8 @@ use http::{
     uri::{Authority, Scheme},
 };
 
+use crate::traces::Server;
+
 /// One server of an upstream, as the configuration names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
@@ -73,6 +75,18 @@ impl Origin {
         };
         authority.host().trim_end_matches('.').eq_ignore_ascii_case(host.trim_end_matches('.'))
             && authority.port_u16().unwrap_or(standard) == port.unwrap_or(asked)
+    }
+
+    /// Where it is, as a trace has it.
+    pub fn server(&self) -> Server {
+        match &self.place {
+            Place::Host(authority) => Server {
+                scheme: Some(if self.protocol == Protocol::Https { "https" } else { "http" }),
+                address: authority.host().to_owned(),
+                port: Some(authority.port_u16().unwrap_or(self.protocol.port())),
+            },
+            Place::Socket(path) => Server { scheme: None, address: path.display().to_string(), port: None },
+        }
     }
 
     /// What requests to it name as their host.

@@ -6,7 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use countersign::rejection::Code;
+use countersign::{
+    rejection::Code,
+    server,
+    traces::{self, Traces},
+};
 
 use crate::support::{Gateway, NOW, USER, Upstream, posted, signed_body, signed_head};
 
@@ -40,10 +44,15 @@ fn the_reference_lists_every_code_with_its_status_and_meaning() {
 fn the_reference_lists_every_field_of_the_access_log() {
     let upstream = Upstream::ok();
     let to = upstream.origin();
-    let gateway = Gateway::with(&format!(
+    let tables = format!(
         "[[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{to}\"\n\
          [[webhooks]]\npath = \"/in\"\nmode = \"direct\"\nsecrets = [{{ file = \"whsec\" }}]\ndeliver = [{{ name = \"in\", to = \"{to}\" }}]\n"
-    ));
+    );
+    let (settings, folder) = Gateway::settings("", &Gateway::tables(&tables), &[]);
+    // Nobody takes the spans.
+    let endpoint = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then_some("http://127.0.0.1:9");
+    let (traces, _sender) = Traces::start(traces::Settings::read(endpoint).0.unwrap()).unwrap();
+    let gateway = Gateway::start(server::Settings { traces: Some(traces), ..settings }, folder);
     let event = r#"{"id":"evt_1","type":"invoice.paid","livemode":true}"#;
     assert_eq!(gateway.ask(posted("/in", event, NOW)).status, 200);
     let body = format!(
@@ -90,6 +99,20 @@ fn the_headers_that_are_said_to_be_removed_are() {
         let kept: Vec<_> = text.lines().filter(|line| line.contains("forged")).collect();
         assert!(kept.is_empty(), "{kept:?}");
     }
+}
+
+#[test]
+fn the_reference_lists_every_variable_of_traces_that_is_read() {
+    let names = |text: &str| -> BTreeSet<String> {
+        let words = text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
+        words.filter(|word| word.starts_with("OTEL_") && !word.ends_with('_')).map(str::to_owned).collect()
+    };
+    let source = repository("src/traces/settings.rs");
+    let read = names(source.split_once("#[cfg(test)]").unwrap().0);
+    let rows = rows(&repository("docs/reference/traces.md"));
+    let described = names(&rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>().join(" "));
+    assert!(read.len() > 20, "{read:?}");
+    assert_eq!(described, read);
 }
 
 /// Every page of the repository.

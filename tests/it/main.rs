@@ -39,6 +39,7 @@ mod service;
 mod streams;
 mod support;
 mod tls;
+mod traces;
 mod upstreams;
 mod upstreams_h2;
 mod vectors;

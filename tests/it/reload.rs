@@ -496,6 +496,22 @@ fn the_access_log_is_opened_anew_at_a_signal() {
     until_written(&lab, "other.jsonl", "/moved");
 }
 
+#[test]
+fn a_change_is_in_force_soon_behind_the_start_and_beside_a_signal_to_open_the_access_log() {
+    let upstream = Upstream::ok();
+    let lab = Lab::new(&upstream, "");
+    let text = lab.config();
+    // The first of them comes while what is to be watched may not be watched yet.
+    for (users, status) in [("\nusers = [\"usr_Other\"]", 403), ("", 200), ("\nusers = [\"usr_Third\"]", 403)] {
+        lab.replace("countersign.toml", &text.replace(METHODS, &format!("{METHODS}{users}")));
+        lab.running.signal("USR1");
+        let written = Instant::now();
+        while lab.status("/a") != status {
+            assert!(written.elapsed() < SOON, "{users}");
+        }
+    }
+}
+
 fn until_written(lab: &Lab, name: &str, what: &str) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while !fs::read_to_string(lab.path(name)).is_ok_and(|text| text.contains(what)) {

@@ -131,6 +131,7 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
         limits: Limits::default(),
         audit: None,
         intake: None,
+        traces: None,
         workers: Some(1),
     }
 }

@@ -448,7 +448,7 @@ fn what_waits_for_a_destination_that_is_gone_is_listed_and_warned_of() {
     let listed: Value = serde_json::from_str(&run(&["inbox", "list", "--format", "json"])).unwrap();
     assert_eq!((&listed[0]["state"], &listed[0]["event"]), (&"orphaned".into(), &"evt_1".into()), "{listed}");
     run(&["inbox", "discard", "evt_1"]);
-    let done = &lab.audited(1, "by_hand")[0];
+    let done = &lab.audited(1, "inbox")[0];
     assert!(done["act"] == "discard" && done["event"] == "evt_1", "{done}");
     assert!(!run(&["check"]).contains("deliveries wait"));
     let said = lab.running.drained();
