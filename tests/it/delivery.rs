@@ -122,14 +122,13 @@ fn an_attempt_that_was_answered_is_noted_within_a_second() {
 fn whoever_is_told_of_an_event_looks_at_once_and_whoever_is_not_within_a_second_or_so() {
     let service = Upstream::ok();
     let bench = Bench::to(vec![destination("orders", &service)]);
-    let mut slowest = Duration::ZERO;
+    let began = std::time::Instant::now();
     for number in 1..=8 {
-        let began = std::time::Instant::now();
         bench.accept(&format!("evt_{number}"), None, &["orders"]);
         eventually(|| (service.requests().len() == number).then_some(()));
-        slowest = slowest.max(began.elapsed());
     }
-    assert!(slowest < Duration::from_millis(700), "{slowest:?}");
+    // Untold, each would wait for a second.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     // As another gateway would, which shares the inbox.
     let mut other = Bench::new();
     other.inbox = bench.inbox.clone();
