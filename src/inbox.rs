@@ -19,6 +19,7 @@ mod ask;
 mod figures;
 mod keeper;
 mod marker;
+mod postgres;
 mod sqlite;
 mod state;
 
