@@ -8,7 +8,7 @@ use futures_util::future::join;
 use tokio_postgres::Row;
 
 use super::Result;
-use crate::inbox::{Due, Leased, Want};
+use crate::inbox::{Due, Lease, Leased, Want};
 
 /// Deliveries that wait for earlier ones and are put aside in one go.
 const MOST_PARKED: usize = 200;
@@ -130,7 +130,7 @@ fn read_due(row: &Row, want: &Want) -> Result<Due> {
         delivery: text(0)?,
         object: maybe(1)?,
         attempt,
-        lease: attempt.into(),
+        lease: Lease(attempt.into()),
         since: row.try_get(3)?,
         webhook: text(4)?,
         event: text(5)?,

@@ -65,7 +65,7 @@ pub(super) async fn settle(client: &mut Object, endings: &mut [&mut Ending]) -> 
             End::Released => (State::Pending, 0.0, None),
         };
         ids.push(settled.delivery.to_string());
-        leases.push(i32::try_from(settled.lease).unwrap_or(-1));
+        leases.push(i32::try_from(settled.lease.0).unwrap_or(-1));
         states.push(state.stored());
         afters.push(after);
         // A byte that no text of the server's can have.

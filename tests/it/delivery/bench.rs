@@ -33,6 +33,7 @@ pub(crate) const BODY: &str =
 pub(crate) struct Bench {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) inbox: Inbox,
+    store: Store,
     runtime: tokio::runtime::Runtime,
     keeper: Option<Keeper>,
     deliverer: Option<Deliverer>,
@@ -44,8 +45,13 @@ pub(crate) struct Bench {
 impl Bench {
     /// An empty inbox, from which nothing is delivered yet.
     pub(crate) fn new() -> Self {
+        Self::of(Store::Sqlite)
+    }
+
+    /// The same kept in `store`.
+    pub(crate) fn of(store: Store) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (inbox, keeper) = open(&folder);
+        let (inbox, keeper) = open(&folder, store.clone());
         let records = Arc::new(Mutex::new(Vec::new()));
         let log = Log::start(Box::new(Records(Arc::clone(&records)))).unwrap();
         let audit = Audit::start(audit::Settings {
@@ -59,6 +65,7 @@ impl Bench {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self {
             folder,
+            store,
             inbox,
             runtime,
             keeper: Some(keeper),
@@ -109,7 +116,7 @@ impl Bench {
     pub(crate) fn crash(&mut self) {
         drop(self.deliverer.take());
         self.keeper.take().unwrap().finish(SOON);
-        let (inbox, keeper) = open(&self.folder);
+        let (inbox, keeper) = open(&self.folder, self.store.clone());
         (self.inbox, self.keeper) = (inbox, Some(keeper));
     }
 
@@ -175,9 +182,9 @@ impl Drop for Bench {
     }
 }
 
-fn open(folder: &tempfile::TempDir) -> (Inbox, Keeper) {
+fn open(folder: &tempfile::TempDir, store: Store) -> (Inbox, Keeper) {
     let state_directory = folder.path().to_owned();
-    inbox::open(&inbox::Settings { state_directory, store: Store::Sqlite, retention: RETENTION }).unwrap()
+    inbox::open(&inbox::Settings { state_directory, store, retention: RETENTION }).unwrap()
 }
 
 /// Asks again and again until there is an answer.
