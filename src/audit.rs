@@ -66,6 +66,8 @@ pub enum OnError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Decision,
+    /// An event of Stripe's was taken, or refused behind its signature.
+    Event,
     Start,
     Stop,
     /// Another configuration was put in force, or refused.
@@ -152,6 +154,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Decision => "decision",
+            Self::Event => "event",
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Reload => "reload",
@@ -191,6 +194,13 @@ impl Audit {
     #[must_use]
     pub fn decision(&self, access: &Access) -> bool {
         self.push(Kind::Decision, |out| access.print_decision(out)) || self.serves_unrecorded()
+    }
+
+    /// Records what became of the event that `access` tells of. Never waits. Whether it may be acknowledged: not where it could
+    /// not be recorded and nobody may pass so.
+    #[must_use]
+    pub fn event(&self, access: &Access) -> bool {
+        self.push(Kind::Event, |out| access.print_event(out)) || self.serves_unrecorded()
     }
 
     /// Records that what `access` tells of was ended for the reason in it.

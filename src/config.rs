@@ -15,14 +15,19 @@ use std::{
 use figment::{Figment, Profile, Provider as _, value::Dict};
 use sha2::{Digest as _, Sha256};
 
-use crate::{acme, audit, headers::Proxies, limits::Limits, route::RouteTable, server, tls, upstream::Settings};
+use crate::{
+    acme, audit, delivery::Destination, headers::Proxies, inbox as inboxes, limits::Limits, route::RouteTable, server,
+    tls, upstream::Settings, webhook::Webhooks,
+};
 
 mod app;
 mod audit_log;
 mod certificate;
+mod destinations;
 mod environment;
 pub mod file;
 mod header_edits;
+mod inbox;
 mod limits;
 mod listener;
 mod mask;
@@ -38,6 +43,7 @@ mod section;
 mod source;
 mod units;
 mod upstreams;
+mod webhooks;
 
 use environment::{EnvironmentProvider, FileProvider, Override};
 use routes::Known;
@@ -66,6 +72,11 @@ pub struct Config {
     /// In the order in which routes refer to them.
     pub upstreams: Vec<Settings>,
     pub routes: RouteTable,
+    pub webhooks: Webhooks,
+    /// Where the events go that the inbox keeps.
+    pub destinations: Vec<Destination>,
+    /// `None`: nothing is kept, for there is no webhook that keeps its events.
+    pub inbox: Option<inboxes::Settings>,
     pub limits: Limits,
     pub access_log: AccessLog,
     pub audit: audit::Settings,
@@ -99,9 +110,11 @@ impl From<Config> for server::Settings {
             trusted_proxies: config.listener.trusted_proxies,
             proxy_protocol: config.listener.proxy_protocol,
             routes: config.routes,
+            webhooks: config.webhooks,
             upstreams: config.upstreams,
             limits: config.limits,
             audit: None,
+            intake: None,
             workers: None,
         }
     }
@@ -285,11 +298,17 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
     let limits = limits::limits(&root);
     let known = Known { apps: &apps, upstreams: &mut upstreams, limits: limits.as_ref() };
     let routes = RouteTable::new(routes::routes(&root, known));
+    let webhooks = webhooks::webhooks(&root, &mut upstreams, routes.as_ref().ok(), limits.as_ref());
+    let inbox = inbox::inbox(&root, state_directory.as_deref().unwrap_or(Path::new("state")));
     let access_log = access_log(&root);
     let audit = audit_log::audit_log(&root);
     version?;
     let state_directory = state_directory?;
     let (listener, acme) = listener?;
+    let webhooks::Read { webhooks, destinations } = webhooks?;
+    if let Some(item) = root.item("inbox").filter(|_| destinations.is_empty()) {
+        item.warn("this has no effect: no webhook keeps its events");
+    }
     Some(Config {
         hash,
         outline: Outline::of(merged),
@@ -300,6 +319,9 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
         operations: operations?,
         upstreams: upstreams.list,
         routes: routes.ok()?,
+        webhooks,
+        inbox: inbox.map(|inbox| (!destinations.is_empty()).then_some(inbox))?,
+        destinations,
         limits: limits?,
         access_log: access_log?,
         warnings: Vec::new(),

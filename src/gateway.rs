@@ -26,13 +26,16 @@ use crate::{
     route::{Route, RouteTable},
     tally::Tally,
     upstream::{Answered, Outgoing, Payload, Upstream},
+    webhook::{Webhook, Webhooks},
 };
 
+mod events;
 mod exchange;
 mod head;
 mod rules;
 mod tunnel;
 
+pub use events::Intake;
 pub use exchange::{Activity, Busy, Exchange};
 pub use head::Fault;
 pub use rules::Rules;
@@ -51,6 +54,9 @@ pub struct Gateway {
     /// The hash of the configuration.
     pub config: Arc<str>,
     pub routes: Arc<RouteTable>,
+    pub webhooks: Arc<Webhooks>,
+    /// What keeps their events; `None`: there are none to keep.
+    pub intake: Option<Intake>,
     /// Which edition of [`Rules`] its routes are, and the rules in force, which may be later ones.
     pub edition: u64,
     pub rules: Arc<Rules>,
@@ -123,7 +129,15 @@ impl Gateway {
         let checked = head::check(&parts, arrival.fault, &self.limits);
         // Nothing behind a head without one reading is taken for another request.
         let is_unclear = checked.is_err() && parts.version != Version::HTTP_2;
+        let webhook = if checked.is_ok() { self.webhook(&parts) } else { None };
+        if let Some(webhook) = webhook {
+            exchange.note_webhook(webhook);
+        }
         let outcome = match checked {
+            Ok(()) if arrival.turned_away && webhook.is_some() => Err(Rejection::overloaded()),
+            Ok(()) if let Some(webhook) = webhook => {
+                self.take_event(webhook, &parts, &mut body, now, client.as_ref(), &mut exchange).await
+            }
             Ok(()) if cors::is_preflight(&parts.method, &parts.headers) => Ok(preflight(&mut exchange)),
             Ok(()) if arrival.turned_away => Err(Rejection::overloaded()),
             Ok(()) => self.forward(&parts, &mut body, now, client.as_ref(), &mut exchange).await,
@@ -178,6 +192,14 @@ impl Gateway {
         let admitted = self.admit(&parts, &mut body, now, None, &mut exchange).await?;
         let permit = admitted.permit()?;
         Ok(Verdict::Accept(Box::new(permit.principal().clone())))
+    }
+
+    /// The webhook whose path the request's is, whatever its method.
+    fn webhook(&self, parts: &Parts) -> Option<&Arc<Webhook>> {
+        if self.webhooks.is_empty() {
+            return None;
+        }
+        self.webhooks.find(&CanonicalPath::parse(parts.uri.path()).ok()?)
     }
 
     /// From a well-formed head to the upstream's answer: route, principal, permit, upstream.
@@ -465,6 +487,9 @@ fn access(
         user_agent: parts.headers.get(header::USER_AGENT).cloned(),
         status: 0,
         route: None,
+        webhook: None,
+        event: None,
+        outcome: None,
         account: None,
         user: None,
         roles: Vec::new(),

@@ -30,10 +30,22 @@ pub const SIGNED: HeaderName = HeaderName::from_static("countersign-signed");
 /// The request's id, towards both sides.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The id of the event that is delivered.
+pub const EVENT: HeaderName = HeaderName::from_static("countersign-event");
+/// The id of the delivery, the same over all its attempts.
+pub const DELIVERY: HeaderName = HeaderName::from_static("countersign-delivery");
+/// Which attempt it is, from 1.
+pub const ATTEMPT: HeaderName = HeaderName::from_static("countersign-attempt");
+/// Stripe's signature, or ours in Stripe's form on what is delivered.
+pub const STRIPE_SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
+/// As which program events are delivered.
+pub const PRODUCT: HeaderValue = HeaderValue::from_static(concat!("Countersign/", env!("CARGO_PKG_VERSION")));
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The trace that a request belongs to.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const HTTPS: HeaderValue = HeaderValue::from_static("https");
 
 /// What the upstream is told beside the client's own headers.

@@ -7,7 +7,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::webhook::Event;
 
 mod ask;
+mod condition;
 mod figures;
 mod keeper;
 mod marker;
@@ -25,6 +26,7 @@ mod state;
 
 use ask::{Answer, Ask, Command, Inquiry, Waiting};
 
+pub use condition::Condition;
 pub use figures::Figures;
 pub use keeper::{Fault, Initialised, Keeper, OpenError, init, open};
 pub use state::State;
@@ -46,6 +48,7 @@ pub struct Inbox {
     commands: mpsc::Sender<Command>,
     inquiries: mpsc::Sender<Inquiry>,
     room: Arc<Semaphore>,
+    condition: Arc<Condition>,
 }
 
 /// An event to be kept, with the destinations that are to have it.
@@ -169,7 +172,7 @@ pub struct Settings {
 }
 
 /// Where it is kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     /// In `<state_directory>/inbox/`.
     Sqlite,
@@ -204,7 +207,10 @@ impl Inbox {
         let kib = u32::try_from(arrived.body.len() / 1024).unwrap_or(u32::MAX).saturating_add(1);
         let room = Arc::clone(&self.room).try_acquire_many_owned(kib).map_err(|_| Unavailable::Full)?;
         let (ask, answer) = Ask::new(Box::new(Waiting { arrived, _room: room }));
-        asked(&self.arrivals, Command::Accept(ask), answer).await
+        let began = Instant::now();
+        let acceptance = self.condition.note(asked(&self.arrivals, Command::Accept(ask), answer).await)?;
+        self.condition.note_time(began.elapsed());
+        Ok(acceptance)
     }
 
     /// Takes what a destination is to have now.
@@ -213,7 +219,7 @@ impl Inbox {
     /// [`Unavailable`]; what was leased nevertheless is due again when its lease ends.
     pub async fn lease(&self, want: Want) -> Result<Leased, Unavailable> {
         let (ask, answer) = Ask::new(want);
-        asked(&self.commands, Command::Lease(ask), answer).await
+        self.condition.note(asked(&self.commands, Command::Lease(ask), answer).await)
     }
 
     /// Notes how an attempt ended; `false` if its lease had ended and somebody else has it, so that nothing was noted.
@@ -222,7 +228,12 @@ impl Inbox {
     /// [`Unavailable`]; it can be asked again.
     pub async fn settle(&self, settled: Settled) -> Result<bool, Unavailable> {
         let (ask, answer) = Ask::new(settled);
-        asked(&self.commands, Command::Settle(ask), answer).await
+        self.condition.note(asked(&self.commands, Command::Settle(ask), answer).await)
+    }
+
+    /// How the store does.
+    pub fn condition(&self) -> &Arc<Condition> {
+        &self.condition
     }
 
     /// What was done by hand and not forgotten yet, the oldest first, at most 100.
@@ -275,6 +286,15 @@ async fn asked<C, T>(to: &mpsc::Sender<C>, question: C, answer: Answer<T>) -> Re
         Err(_) => Err(Unavailable::Slow),
     }
 }
+
+/// TLS is made anew at each load and is not compared: another authority takes a restart to hold, another database is seen.
+impl PartialEq for Postgres {
+    fn eq(&self, other: &Self) -> bool {
+        self.config == other.config && self.tls.is_some() == other.tls.is_some()
+    }
+}
+
+impl Eq for Postgres {}
 
 impl fmt::Debug for Postgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

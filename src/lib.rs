@@ -45,6 +45,7 @@ pub mod delivery;
 // Assembly.
 pub mod rejection;
 pub mod gateway;
+pub mod mailroom;
 pub mod server;
 pub mod service;
 pub mod config;

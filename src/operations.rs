@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     acme,
+    delivery::Gauge,
+    inbox::Condition,
     reload::Status,
     server::{House, Stop},
 };
@@ -45,6 +47,8 @@ pub struct Observed {
     pub status: Arc<Status>,
     /// How obtaining the certificate goes; `None`: it is from files.
     pub acme: Option<acme::Status>,
+    /// How the store of events does, and how delivering them goes; `None`: no events are kept.
+    pub mail: Option<(Arc<Condition>, Gauge)>,
 }
 
 /// The listener's thread.

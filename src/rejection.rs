@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use crate::{auth, body, limits::Limit, path::Ambiguous, policy, route::Methods, upstream};
+use crate::{auth, body, limits::Limit, path::Ambiguous, policy, route::Methods, upstream, webhook};
 
 /// How long a client is asked to wait where the gateway or an upstream has too much to do.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -22,6 +22,8 @@ pub struct Rejection {
     pub proven: Option<auth::Claims>,
     /// The limit of the gateway that is the reason, to be counted.
     pub limit: Option<Limit>,
+    /// The status where it is not the code's own.
+    pub status: Option<StatusCode>,
 }
 
 macro_rules! codes {
@@ -74,6 +76,7 @@ codes! {
     UserNotAllowed "user_not_allowed" FORBIDDEN "User not allowed" "The signature is valid, but the route's `users` do not list the user.";
     RoleMissing "role_missing" FORBIDDEN "Role missing" "The signature is valid, but vouches for none of the route's `roles`.";
     BodyNotSigned "body_not_signed" FORBIDDEN "Body not signed" "The signature is valid, but does not cover the body, which the route demands.";
+    SourceNotAllowed "source_not_allowed" FORBIDDEN "Source not allowed" "The webhook's `sources` do not list the address that the request comes from.";
     RouteUnknown "route_unknown" NOT_FOUND "No such route" "No route of the configuration matches the path.";
     MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "Method not allowed" "The route does not take the method; `Allow` lists those it takes.";
     BodyTooLarge "body_too_large" PAYLOAD_TOO_LARGE "Body too large" "The body is larger than the route allows.";
@@ -83,13 +86,14 @@ codes! {
     UpstreamUnreachable "upstream_unreachable" BAD_GATEWAY "Upstream unreachable" "No server of the upstream could be reached, or it closed the connection without an answer.";
     UpstreamInvalid "upstream_invalid" BAD_GATEWAY "Invalid upstream answer" "The upstream's answer is not valid HTTP, or not one that was asked for.";
     Overloaded "overloaded" SERVICE_UNAVAILABLE "Overloaded" "A limit of the gateway or of the upstream is reached; `Retry-After` says when to try again.";
+    StoreUnavailable "store_unavailable" SERVICE_UNAVAILABLE "Store unavailable" "The event could not be made durable; Stripe sends it again.";
     UpstreamTimeout "upstream_timeout" GATEWAY_TIMEOUT "Upstream timed out" "The upstream did not accept the connection, or did not begin to answer, in time.";
 }
 
 impl Rejection {
     /// A refusal with `code` and what to do about it.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), allow: None, proven: None, limit: None }
+        Self { code, detail: detail.into(), allow: None, proven: None, limit: None, status: None }
     }
 
     /// The same, for `limit` was hit.
@@ -151,9 +155,32 @@ impl Rejection {
         Self { proven, ..Self::new(Code::Overloaded, detail) }
     }
 
+    /// An event that cannot be kept, for the store or the audit log fails.
+    pub fn store_unavailable() -> Self {
+        Self::new(
+            Code::StoreUnavailable,
+            "the gateway could not make the event durable, and did not take it; send it again, as Stripe does by itself. Its \
+             log says what is wrong with its inbox",
+        )
+    }
+
+    /// A webhook takes requests from listed addresses only.
+    pub fn source_not_allowed() -> Self {
+        Self::new(
+            Code::SourceNotAllowed,
+            "this address is not in the file that the webhook's `sources` name; compare the file with the list that Stripe \
+             publishes, and `listener.trusted_proxies` where a proxy stands before the gateway",
+        )
+    }
+
     /// Something of ours failed.
     pub fn internal() -> Self {
         Self::new(Code::InternalError, "the gateway failed on this request; its log says why under this request id")
+    }
+
+    /// The answer's status.
+    pub fn status(&self) -> StatusCode {
+        self.status.unwrap_or(self.code.status())
     }
 
     /// The answer's body, RFC 9457.
@@ -161,7 +188,7 @@ impl Rejection {
         let problem = Problem {
             kind: &format!("urn:countersign:{}", self.code.as_str()),
             title: self.code.title(),
-            status: self.code.status().as_u16(),
+            status: self.status().as_u16(),
             code: self.code.as_str(),
             detail: &self.detail,
             request_id,
@@ -177,7 +204,7 @@ impl Rejection {
         if let Some(allow) = self.allow.as_deref().and_then(|allow| HeaderValue::try_from(allow).ok()) {
             headers.insert(header::ALLOW, allow);
         }
-        if self.code == Code::Overloaded {
+        if [Code::Overloaded, Code::StoreUnavailable].contains(&self.code) {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         headers
@@ -255,6 +282,50 @@ impl From<auth::Error> for Rejection {
             ),
         };
         Self::new(code, detail)
+    }
+}
+
+/// Stripe's own libraries answer 400 where a signature does not hold, and so do webhooks here.
+impl From<webhook::Error> for Rejection {
+    fn from(error: webhook::Error) -> Self {
+        use auth::Error;
+        let (code, detail) = match error {
+            webhook::Error::Event(fault) => (
+                Code::BodyInvalid,
+                format!("the body is signed, but is no event that can be taken: {fault}; only events of Stripe's are sent here"),
+            ),
+            webhook::Error::Signature(error) => match error {
+                Error::SignatureMissing => (
+                    Code::SignatureMissing,
+                    "there is no Stripe-Signature header; only Stripe's servers send events here".to_owned(),
+                ),
+                Error::SignatureMalformed(form) => (
+                    Code::SignatureMalformed,
+                    format!("the Stripe-Signature header cannot be read: {form}; it is sent as Stripe made it"),
+                ),
+                Error::SecondSignature => (
+                    Code::SignatureMalformed,
+                    "there is more than one Stripe-Signature header; one is sent, as Stripe made it".to_owned(),
+                ),
+                Error::TimestampExpired => (
+                    Code::TimestampExpired,
+                    "the signature is valid and more than 5 minutes old; check the gateway's clock. `stripe events resend` sends \
+                     an old event anew"
+                        .to_owned(),
+                ),
+                Error::TimestampFuture => (
+                    Code::TimestampFuture,
+                    "the signature is valid and from more than 5 minutes ahead; check the gateway's clock".to_owned(),
+                ),
+                _ => (
+                    Code::SignatureMismatch,
+                    "no v1 of the Stripe-Signature header fits this body under the webhook's secrets. Most often the secret is \
+                     another endpoint's (test and live ones differ), or a proxy changed the body"
+                        .to_owned(),
+                ),
+            },
+        };
+        Self { status: Some(StatusCode::BAD_REQUEST), ..Self::new(code, detail) }
     }
 }
 

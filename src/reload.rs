@@ -17,6 +17,7 @@ use crate::{
     audit::Audit,
     clock::unix_seconds,
     config::{self, AccessLog, Change, Config, Environment, How, Outline, Scrutiny, SourceKind, Sources, Warning},
+    mailroom::Mailroom,
     record::Log,
     server::{self, House},
     service,
@@ -51,6 +52,8 @@ pub struct Parts {
     pub house: Arc<House>,
     pub log: Log,
     pub audit: Audit,
+    /// `None`: no events are kept.
+    pub mailroom: Option<Arc<Mailroom>>,
 }
 
 /// The configuration in force, as far as a later one is compared with it.
@@ -233,12 +236,17 @@ impl Work {
         let exchanged = before.sources.exchanged(sources);
         let in_force = InForce::of(&mut config, sources.clone());
         let audit = config.audit.clone();
+        let retention = config.inbox.as_ref().map(|inbox| inbox.retention);
+        let destinations = std::mem::take(&mut config.destinations);
         let fingerprint = config.listener.certificates.own().fingerprint().to_owned();
         let mut settings = server::Settings::from(config);
         settings.fit_descriptors();
         let failed = |error: io::Error| Refusal::one(format!("it cannot be put in force: {error}"));
         parts.house.replace(settings).map_err(failed)?;
         parts.audit.change(audit);
+        if let Some(mailroom) = &parts.mailroom {
+            mailroom.change(destinations, retention, in_force.hash.as_str().into());
+        }
         if let Some(sink) = sink {
             parts.log.reopen(sink);
         }
@@ -247,7 +255,10 @@ impl Work {
             match how {
                 How::Exchanged(SourceKind::Secret) => parts.audit.secret_exchanged(key),
                 How::Exchanged(SourceKind::Certificate) => parts.audit.certificate_exchanged(key, &fingerprint),
-                How::Exchanged(SourceKind::Configuration) | How::Added | How::Removed | How::Changed => {}
+                How::Exchanged(SourceKind::Configuration | SourceKind::Addresses)
+                | How::Added
+                | How::Removed
+                | How::Changed => {}
             }
         }
         changes.extend(exchanged);
@@ -283,6 +294,7 @@ impl Work {
             ("operations.address", config.operations == before.operations),
             ("state_directory", config.state_directory == before.state_directory),
             ("acme` with `listener.names", config.acme == before.acme),
+            ("inbox", self.is_inbox_the_same(config)),
         ];
         let reasons: Vec<_> = fixed
             .into_iter()
@@ -292,6 +304,15 @@ impl Work {
             })
             .collect();
         if reasons.is_empty() { Ok(()) } else { Err(Refusal { text: reasons.join("\n"), reasons }) }
+    }
+
+    /// One that is open stays so, even where no webhook keeps its events any more; one that was not is not opened.
+    fn is_inbox_the_same(&self, config: &Config) -> bool {
+        match (&config.inbox, &self.parts.mailroom) {
+            (None, _) => true,
+            (Some(inbox), Some(mailroom)) => mailroom.is_kept_so(inbox),
+            (Some(_), None) => false,
+        }
     }
 
     fn refuse(&self, refusal: &Refusal) {

@@ -4,39 +4,71 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// The signing secret of a Stripe App, `absec_…`, as Stripe shows it; the prefix is part of the key.
+/// The signing secret of a Stripe App, `absec_…`, or of a webhook endpoint, `whsec_…`, as Stripe shows it; the prefix is part
+/// of the key.
 ///
 /// `Debug` prints a placeholder, the memory is wiped on drop, and nothing of it, not even its length, can be read
 /// except through [`SigningSecret::expose`].
 pub struct SigningSecret(Zeroizing<String>);
 
-/// Why a text cannot be an app's signing secret. Each says what it is instead, never what it holds.
+/// Why a text cannot be a signing secret. Each says what it is instead, never what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     Empty,
     WhiteSpace,
+    /// Of a webhook endpoint, where an app's is expected.
     WebhookSecret,
-    ApiKey,
-    UnknownKind,
+    /// Of an app, where a webhook endpoint's is expected.
+    AppSecret,
+    /// Neither, where that is expected.
+    ApiKey(Kind),
+    UnknownKind(Kind),
     NotAscii,
 }
 
+/// Whose secret is expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    App,
+    Webhook,
+}
+
+impl Kind {
+    /// What such a secret begins with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::App => "absec_",
+            Self::Webhook => "whsec_",
+        }
+    }
+}
+
 impl SigningSecret {
-    /// Takes the whole of `text` as the secret.
+    /// Takes the whole of `text` as an app's secret.
     ///
     /// # Errors
-    /// [`Error`] names the mistake: nothing there, white space anywhere (a line feed at the end too), a webhook
-    /// endpoint's secret, an API key, or anything else that is not `absec_` and a rest.
+    /// Those of [`SigningSecret::parse_as`].
     pub fn parse(text: Zeroizing<String>) -> Result<Self, Error> {
+        Self::parse_as(Kind::App, text)
+    }
+
+    /// Takes the whole of `text` as a secret of that kind.
+    ///
+    /// # Errors
+    /// [`Error`] names the mistake: nothing there, white space anywhere (a line feed at the end too), a secret of the other
+    /// kind, an API key, or anything else that is not the kind's prefix and a rest.
+    pub fn parse_as(expected: Kind, text: Zeroizing<String>) -> Result<Self, Error> {
         let kind = |prefix: &str| text.trim_start().starts_with(prefix);
         if text.trim().is_empty() {
             return Err(Error::Empty);
         }
-        if kind("whsec_") {
-            return Err(Error::WebhookSecret);
+        match expected {
+            Kind::App if kind(Kind::Webhook.prefix()) => return Err(Error::WebhookSecret),
+            Kind::Webhook if kind(Kind::App.prefix()) => return Err(Error::AppSecret),
+            Kind::App | Kind::Webhook => {}
         }
         if kind("sk_") || kind("rk_") || kind("pk_") {
-            return Err(Error::ApiKey);
+            return Err(Error::ApiKey(expected));
         }
         if text.chars().any(char::is_whitespace) {
             return Err(Error::WhiteSpace);
@@ -44,8 +76,8 @@ impl SigningSecret {
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Error::NotAscii);
         }
-        if text.strip_prefix("absec_").is_none_or(str::is_empty) {
-            return Err(Error::UnknownKind);
+        if text.strip_prefix(expected.prefix()).is_none_or(str::is_empty) {
+            return Err(Error::UnknownKind(expected));
         }
         Ok(Self(text))
     }
@@ -68,8 +100,13 @@ impl fmt::Display for Error {
             Self::Empty => "the secret is empty",
             Self::WhiteSpace => "the secret contains white space (often a line feed at its end)",
             Self::WebhookSecret => "this is a webhook endpoint's secret (whsec_), not an app's signing secret (absec_)",
-            Self::ApiKey => "this is an API key (sk_, rk_ or pk_), not an app's signing secret (absec_)",
-            Self::UnknownKind => "an app's signing secret begins with absec_",
+            Self::AppSecret => "this is an app's signing secret (absec_), not a webhook endpoint's secret (whsec_)",
+            Self::ApiKey(Kind::App) => "this is an API key (sk_, rk_ or pk_), not an app's signing secret (absec_)",
+            Self::ApiKey(Kind::Webhook) => {
+                "this is an API key (sk_, rk_ or pk_), not a webhook endpoint's secret (whsec_)"
+            }
+            Self::UnknownKind(Kind::App) => "an app's signing secret begins with absec_",
+            Self::UnknownKind(Kind::Webhook) => "a webhook endpoint's secret begins with whsec_",
             Self::NotAscii => "the secret contains a character that no signing secret has",
         })
     }
@@ -79,10 +116,14 @@ impl Error {
     /// What to do about it, as a sentence for the administrator.
     pub fn suggestion(self) -> &'static str {
         match self {
-            Self::Empty => "copy the signing secret from the app's page in the Stripe Dashboard",
+            Self::Empty => "copy the signing secret from its page in the Stripe Dashboard",
             Self::WhiteSpace => "write it without a line feed: printf %s \"$SECRET\" > FILE",
-            Self::WebhookSecret | Self::ApiKey | Self::UnknownKind | Self::NotAscii => {
+            Self::WebhookSecret | Self::ApiKey(Kind::App) | Self::UnknownKind(Kind::App) | Self::NotAscii => {
                 "the app's signing secret is in the Stripe Dashboard: Developers, Created apps, your app, Signing secret"
+            }
+            Self::AppSecret | Self::ApiKey(Kind::Webhook) | Self::UnknownKind(Kind::Webhook) => {
+                "the endpoint's secret is in the Stripe Dashboard: Developers, Webhooks, your endpoint, Signing secret; for \
+                 deliveries write one of your own: echo whsec_$(openssl rand -hex 32)"
             }
         }
     }
@@ -109,13 +150,23 @@ mod tests {
             ("absec_01 23", Error::WhiteSpace),
             ("whsec_0123", Error::WebhookSecret),
             ("whsec_0123\n", Error::WebhookSecret),
-            ("sk_live_0123", Error::ApiKey),
-            ("rk_live_0123", Error::ApiKey),
-            ("absec_", Error::UnknownKind),
-            ("secret", Error::UnknownKind),
+            ("sk_live_0123", Error::ApiKey(Kind::App)),
+            ("rk_live_0123", Error::ApiKey(Kind::App)),
+            ("absec_", Error::UnknownKind(Kind::App)),
+            ("secret", Error::UnknownKind(Kind::App)),
             ("absec_é", Error::NotAscii),
         ] {
             assert_eq!(parse(text).err(), Some(error), "{text:?}");
+        }
+        let webhook = |text: &str| SigningSecret::parse_as(Kind::Webhook, Zeroizing::new(text.to_owned())).err();
+        for (text, error) in [
+            ("whsec_0123", None),
+            ("absec_0123", Some(Error::AppSecret)),
+            ("sk_test_1", Some(Error::ApiKey(Kind::Webhook))),
+            ("whsec_", Some(Error::UnknownKind(Kind::Webhook))),
+            ("whsec_1\n", Some(Error::WhiteSpace)),
+        ] {
+            assert_eq!(webhook(text), error, "{text:?}");
         }
     }
 

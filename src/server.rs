@@ -13,11 +13,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     audit::Audit,
     clock::Clock,
+    gateway::Intake,
     headers::Proxies,
     limits::{Limit, Limits},
     record::Log,
     route::RouteTable,
     tls, upstream,
+    webhook::Webhooks,
 };
 
 mod connection;
@@ -58,10 +60,13 @@ pub struct Settings {
     /// Who begins each connection with a header of the PROXY protocol.
     pub proxy_protocol: Proxies,
     pub routes: RouteTable,
+    pub webhooks: Webhooks,
     pub upstreams: Vec<upstream::Settings>,
     pub limits: Limits,
     /// Where decisions are recorded; `None`: nowhere. It stays when others of these are put in force.
     pub audit: Option<Audit>,
+    /// What keeps the events of webhooks; `None`: nothing does. It stays likewise.
+    pub intake: Option<Intake>,
     /// Worker threads; `None`: as many as the process may use cores. It stays likewise.
     pub workers: Option<usize>,
 }

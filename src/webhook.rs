@@ -243,6 +243,16 @@ impl Outcomes {
     }
 }
 
+impl Error {
+    /// Whether Stripe signed it nevertheless.
+    pub fn is_signed(&self) -> bool {
+        match self {
+            Self::Event(_) | Self::Signature(auth::Error::TimestampExpired | auth::Error::TimestampFuture) => true,
+            Self::Signature(_) => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -31,6 +31,8 @@ mod secrets;
 mod told;
 #[path = "config/warned.rs"]
 mod warned;
+#[path = "config/webhooks.rs"]
+mod webhooks;
 
 const SECRET: &str = "absec_0123456789abcdef";
 
@@ -92,6 +94,13 @@ impl Folder {
         folder.put("secrets/orders.authorization", "Bearer of good news");
         folder.put("credentials/reports.absec", "absec_of_the_reports");
         folder.put("credentials/orders.token", "token");
+        folder.put("secrets/billing.whsec", "whsec_of_stripe");
+        folder.put("secrets/billing-internal.whsec", "whsec_of_billing");
+        folder.put("credentials/mail.whsec", "whsec_of_mail");
+        folder.put("credentials/test.whsec", "whsec_of_tests");
+        folder
+            .put("secrets/inbox.url", "postgres://countersign:password@db.intranet/countersign?sslmode=verify-full\n");
+        folder.put("stripe-addresses.txt", "# Stripe\n192.0.2.7\n2001:db8::/32\n\n");
         folder
     }
 
@@ -108,6 +117,8 @@ impl Folder {
         let mut all = vec![
             ("CREDENTIALS_DIRECTORY".to_owned(), credentials),
             ("SHIPPING_ABSEC_NEXT".to_owned(), "absec_next".to_owned()),
+            ("BILLING_WHSEC_NEXT".to_owned(), "whsec_next".to_owned()),
+            ("LEDGER_WHSEC".to_owned(), "whsec_of_the_ledger".to_owned()),
             ("ORDERS_KEY".to_owned(), "key of the orders".to_owned()),
         ];
         all.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));

@@ -18,6 +18,8 @@ use crate::{
     tls::{Certificate, Origin},
 };
 
+mod webhooks;
+
 /// The configuration can be used.
 const FINE: u8 = 0;
 /// The configuration cannot be used.
@@ -30,7 +32,7 @@ pub enum Format {
     Json,
 }
 
-/// Checks the configuration at `config_path`: tables of routes and certificates and the warnings on `out`, or all errors on `err`;
+/// Checks the configuration at `config_path`: tables of routes, webhooks and certificates and the warnings on `out`, or all errors on `err`;
 /// errors as JSON are an answer too and go to `out`. Answers the exit code. With `strict` the names of upstreams must resolve. Nobody reading is no mistake.
 pub fn run(
     config_path: &Path,
@@ -65,8 +67,14 @@ fn text(config: &Config, path: &Path, now: SystemTime, out: &mut dyn Write) -> i
     const ROUTES: [&str; 8] = ["PATH", "METHODS", "APP", "ACCOUNTS", "WHO", "SIGNED", "UPSTREAM", "UPSTREAM PATH"];
     const CERTIFICATES: [&str; 4] = ["CERTIFICATE", "FROM", "UNTIL", "DAYS LEFT"];
     let routes = config.routes.iter().map(|route| row(config, route));
-    table(std::iter::once(ROUTES.map(str::to_owned)).chain(routes).collect(), out)?;
-    writeln!(out)?;
+    if config.routes.iter().next().is_some() {
+        table(std::iter::once(ROUTES.map(str::to_owned)).chain(routes).collect(), out)?;
+        writeln!(out)?;
+    }
+    if !config.webhooks.is_empty() {
+        webhooks::text(config, out)?;
+        writeln!(out)?;
+    }
     let certificates = config.listener.certificates.iter().map(|certificate| certificate_row(certificate, now));
     table(std::iter::once(CERTIFICATES.map(str::to_owned)).chain(certificates).collect(), out)?;
     let file = masked(&path.to_string_lossy());
@@ -176,6 +184,7 @@ fn json(config: &Config, now: SystemTime) -> Value {
     let warning = |warning: &Warning| json!({ "key": warning.key, "line": warning.line, "text": warning.text });
     json!({
         "routes": config.routes.iter().map(route).collect::<Vec<_>>(),
+        "webhooks": webhooks::json(config),
         "certificates": certificates.collect::<Vec<_>>(),
         "warnings": config.warnings.iter().map(warning).collect::<Vec<_>>(),
     })

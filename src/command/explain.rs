@@ -169,6 +169,8 @@ fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> 
             rules: gateway::Rules::new(Arc::clone(&routes)),
             edition: 0,
             routes,
+            webhooks: Arc::default(),
+            intake: None,
             upstreams: Vec::new(),
             limits,
             names,

@@ -23,6 +23,7 @@ use crate::{
     clock::Clock,
     config::{self, AccessLog, Config, Environment, Scrutiny},
     confine::{self, Confinement},
+    mailroom::{self, Mailroom},
     operations::{Observed, Operations},
     record::{Log, Writer},
     reload::{InForce, Order, Parts, Reloader, Status},
@@ -73,8 +74,9 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
         Ok(running) => running,
         Err(code) => return code,
     };
-    let Running { server, log, audit, status, .. } = &running;
-    let parts = Parts { path, environment, house: Arc::clone(server.house()), log: log.clone(), audit: audit.clone() };
+    let Running { server, log, audit, status, mailroom, .. } = &running;
+    let house = Arc::clone(server.house());
+    let parts = Parts { path, environment, house, log: log.clone(), audit: audit.clone(), mailroom: mailroom.clone() };
     match Reloader::start(parts, in_force, Arc::clone(status), (sender, orders)) {
         Ok(reloader) => {
             service::ready(running.server.address());
@@ -169,6 +171,7 @@ pub(super) struct Running {
     audit: Audit,
     scribe: Scribe,
     keeper: Option<Keeper>,
+    mailroom: Option<Arc<Mailroom>>,
     status: Arc<Status>,
     operations: Option<Operations>,
 }
@@ -192,6 +195,7 @@ pub(super) fn start(
     let operations = config.operations.map(|address| operations(address, &stop)).transpose()?;
     let (address, hash, keeping) = (config.listener.address, config.hash.clone(), config.audit.clone());
     let acme = config.acme.take();
+    let (inbox, destinations) = (config.inbox.take(), std::mem::take(&mut config.destinations));
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
     let handed = inherited.listener(address).map_err(|error| {
@@ -211,6 +215,10 @@ pub(super) fn start(
         ));
         UNAVAILABLE
     })?;
+    let inbox = inbox.map(mailroom::Opened::new).transpose().map_err(|error| {
+        say_error(&format!("error: {error}\n"));
+        UNAVAILABLE
+    })?;
     let folder = keeping.state_directory.clone();
     let (audit, scribe) = Audit::start(keeping).map_err(|error| {
         let folder = folder.display();
@@ -225,11 +233,17 @@ pub(super) fn start(
     let resolver = Arc::clone(&settings.resolver);
     let keeping = audit.clone();
     let started = Log::start(sink).and_then(|(log, writer)| {
+        let records = (log.clone(), Some(keeping.clone()));
+        let deliver = |inbox: mailroom::Opened| {
+            inbox.deliver(destinations, records, hash.as_str().into(), clock.clone()).map(Arc::new)
+        };
+        let mailroom = inbox.map(deliver).transpose()?;
+        settings.intake = mailroom.as_deref().map(Mailroom::intake);
         let server = Server::start(listener, settings, &log, clock, &stop)?;
         let keep = |acme: Acme| acme.start(resolver, Some(keeping), Clock::System, stop.draining());
-        Ok((server, log, writer, acme.map(keep).transpose()?))
+        Ok((server, log, writer, acme.map(keep).transpose()?, mailroom))
     });
-    let (server, log, writer, keeper) = match started {
+    let (server, log, writer, keeper, mailroom) = match started {
         Ok(started) => started,
         Err(error) => {
             scribe.finish(LAST_LINES);
@@ -247,9 +261,10 @@ pub(super) fn start(
             house: Arc::clone(server.house()),
             status: Arc::clone(&status),
             acme: keeper.as_ref().map(Keeper::status),
+            mail: mailroom.as_deref().map(|mailroom| (mailroom.condition(), mailroom.gauge())),
         });
     }
-    Ok(Running { server, log, writer, audit, scribe, keeper, status, operations })
+    Ok(Running { server, log, writer, audit, scribe, keeper, mailroom, status, operations })
 }
 
 /// Binds the operations listener's address, and says there that the gateway is starting.
@@ -264,13 +279,17 @@ fn operations(address: SocketAddr, stop: &Stop) -> Result<Operations, u8> {
 
 /// Serves until a signal and to the end of the drain.
 pub(super) fn serve(running: Running, reloader: Option<Reloader>) -> u8 {
-    let Running { server, writer, scribe, operations, keeper, .. } = running;
+    let Running { server, writer, scribe, operations, keeper, mailroom, .. } = running;
     server.join();
     if let Some(keeper) = keeper {
         keeper.join();
     }
     if let Some(reloader) = reloader {
         reloader.finish();
+    }
+    // Nobody else has it any more: requests ended with the server, reloads with their thread.
+    if let Some(mailroom) = mailroom.and_then(Arc::into_inner) {
+        mailroom.finish();
     }
     if let Some(operations) = operations {
         operations.finish();

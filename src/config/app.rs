@@ -44,7 +44,9 @@ const ACCOUNTS: &str = "accounts = [\"acct_…\"]";
 pub(super) fn apps(root: &Section<'_>) -> BTreeMap<String, App> {
     let mut apps = BTreeMap::new();
     let example = "a table `[apps.NAME]` with `secrets` and `accounts`";
-    let Some(item) = root.required("apps", example) else { return apps };
+    let is_needed = root.item("webhooks").is_none() || root.item("routes").is_some();
+    let item = if is_needed { root.required("apps", example) } else { root.item("apps") };
+    let Some(item) = item else { return apps };
     let Some(section) = item.section("apps") else { return apps };
     let names = section.names();
     if names.is_empty() {

@@ -47,6 +47,8 @@ pub enum SourceKind {
     Secret,
     /// Certificates or a private key.
     Certificate,
+    /// Addresses that requests may come from.
+    Addresses,
 }
 
 /// One difference between two configurations.
@@ -145,6 +147,7 @@ impl fmt::Display for Change {
             How::Changed => "changed",
             How::Exchanged(SourceKind::Secret) => "another secret in",
             How::Exchanged(SourceKind::Certificate) => "another certificate or key in",
+            How::Exchanged(SourceKind::Addresses) => "other addresses in",
             How::Exchanged(SourceKind::Configuration) => "another file in",
         };
         write!(f, "{how} {}", self.key)
@@ -154,7 +157,7 @@ impl fmt::Display for Change {
 /// The table of the administrator's naming around `key`, if there is nothing of it in `other`.
 fn whole<'k>(key: &'k str, other: &BTreeMap<String, u64>) -> Option<&'k str> {
     let (top, rest) = key.split_once('.')?;
-    if !["routes", "apps", "upstreams"].contains(&top) {
+    if !["routes", "apps", "upstreams", "webhooks"].contains(&top) {
         return None;
     }
     // A name that has dots stands in quotes.
@@ -168,7 +171,7 @@ fn whole<'k>(key: &'k str, other: &BTreeMap<String, u64>) -> Option<&'k str> {
     (!is_there).then_some(table)
 }
 
-/// Adds every value below `dict`. A route is known by its path, not by its place.
+/// Adds every value below `dict`. A route or a webhook is known by its path, not by its place, and a destination by its name.
 fn flatten(dict: &Dict, path: &str, pattern: &str, keys: &mut BTreeMap<String, u64>) {
     for (name, value) in dict {
         let is_named = file::find(pattern).is_some_and(|key| key.kind == Kind::Names);
@@ -179,7 +182,8 @@ fn flatten(dict: &Dict, path: &str, pattern: &str, keys: &mut BTreeMap<String, u
             Value::Array(_, items) if file::find(&pattern).is_some_and(|key| key.kind == Kind::Tables) => {
                 for (place, item) in items.iter().enumerate() {
                     let place = place.to_string();
-                    let known = item.as_dict().and_then(|table| table.get("path")).and_then(Value::as_str);
+                    let named = |key| item.as_dict().and_then(|table| table.get(key)).and_then(Value::as_str);
+                    let known = named("path").or_else(|| named("name"));
                     let item_path = joined(&path, known.unwrap_or(&place));
                     match item {
                         Value::Dict(_, inner) => flatten(inner, &item_path, &pattern, keys),

@@ -40,7 +40,11 @@ pub(super) struct Known<'k, 'c> {
 
 /// All routes that are right. Whatever is wrong with the others was reported.
 pub(super) fn routes<'c>(root: &Section<'c>, mut known: Known<'_, 'c>) -> Vec<Arc<Route>> {
-    let Some(list) = root.required("routes", EXAMPLE) else { return Vec::new() };
+    let list = if root.item("webhooks").is_some() { root.item("routes") } else { root.required("routes", EXAMPLE) };
+    let Some(list) = list else {
+        known.upstreams.warn_of_unused();
+        return Vec::new();
+    };
     let Some(items) = list.list_or_empty(EXAMPLE) else { return Vec::new() };
     if items.is_empty() {
         list.error("there is no route", Some(&format!("write {EXAMPLE}")));
@@ -303,7 +307,7 @@ fn demand(item: &Item<'_>) -> Option<Demand> {
     }
 }
 
-fn body_limit(item: &Item<'_>, signed: Option<Demand>, limits: Option<&Limits>) -> Option<u64> {
+pub(super) fn body_limit(item: &Item<'_>, signed: Option<Demand>, limits: Option<&Limits>) -> Option<u64> {
     let size = item.size(BODY)?;
     if signed == Some(Demand::Body)
         && let Some((whole_bytes, bound)) = limits.map(Limits::whole_bytes)

@@ -148,7 +148,15 @@ impl<'c> Section<'c> {
         match self.pattern {
             "routes" => "this route".to_owned(),
             "listener.certificates" => "this certificate".to_owned(),
-            pattern if pattern.starts_with("routes.") || pattern.contains(".secrets") => "this table".to_owned(),
+            "webhooks" => "this webhook".to_owned(),
+            "webhooks.deliver" => "this destination".to_owned(),
+            pattern
+                if pattern.starts_with("routes.")
+                    || pattern.starts_with("webhooks.")
+                    || pattern.contains(".secrets") =>
+            {
+                "this table".to_owned()
+            }
             _ => format!("[{}]", mask::masked(&self.path)),
         }
     }
@@ -179,7 +187,9 @@ impl<'c> Section<'c> {
             _ => None,
         });
         match elsewhere {
-            Some(table @ ("routes" | "listener.certificates")) => format!("`{name}` belongs in a [[{table}]]"),
+            Some(table @ ("routes" | "listener.certificates" | "webhooks" | "webhooks.deliver")) => {
+                format!("`{name}` belongs in a [[{table}]]")
+            }
             Some(table) => format!("`{name}` belongs in [{table}]"),
             None => {
                 let known: Vec<_> = file::names_in(self.pattern).map(|known| format!("`{known}`")).collect();
@@ -314,6 +324,15 @@ impl<'c> Item<'c> {
                 self.expected("a list", Some(&format!("write {example}")));
                 None
             }
+        }
+    }
+
+    /// Whether it is `true` or `false`, without a report.
+    pub(super) fn is_flag(&self) -> bool {
+        match &*self.value {
+            Value::Bool(..) => true,
+            Value::String(_, text) => self.from_environment && ["true", "false"].contains(&text.as_str()),
+            _ => false,
         }
     }
 

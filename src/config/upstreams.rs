@@ -104,7 +104,7 @@ impl<'c> Upstreams<'c> {
         }
     }
 
-    fn push(&mut self, settings: Settings) -> usize {
+    pub(super) fn push(&mut self, settings: Settings) -> usize {
         self.list.push(settings);
         self.list.len() - 1
     }
@@ -151,7 +151,7 @@ impl<'c> Upstreams<'c> {
         let eject_for = wait("eject_for", standard.eject_for);
         let retry_budget = few("retry_budget", 100, standard.retry_budget);
         let secure = servers.as_ref().map(|servers| servers.iter().any(is_secure));
-        let tls = self.tls(section, secure);
+        let tls = section.item("servers").and_then(|servers| self.tls(section, &servers, secure));
         let server_name = match section.item("server_name") {
             None => Some(None),
             Some(item) => server_name(&item).map(Some),
@@ -183,8 +183,24 @@ impl<'c> Upstreams<'c> {
         Some(Settings { tls, ..Settings::new(text.into(), vec![server]) })
     }
 
+    /// How the one server of a destination is reached whose `origin` was read from `item`.
+    pub(super) fn reached(
+        &mut self,
+        section: &Section<'c>,
+        item: &Item<'c>,
+        origin: &str,
+    ) -> Option<(Origin, Option<Tls>, Option<ServerName<'static>>)> {
+        let server = self.server_at(item, origin, false);
+        let tls = self.tls(section, item, server.as_ref().map(is_secure));
+        let server_name = section.item("server_name").map_or(Some(None), |item| server_name(&item).map(Some));
+        Some((server?, tls?, server_name?))
+    }
+
     fn server(&mut self, item: &Item<'c>, link_local: bool) -> Option<Origin> {
-        let text = item.text()?;
+        self.server_at(item, item.text()?, link_local)
+    }
+
+    fn server_at(&mut self, item: &Item<'_>, text: &str, link_local: bool) -> Option<Origin> {
         let server = match origin::parse(text) {
             Ok(server) => server,
             Err(error) => {
@@ -198,7 +214,11 @@ impl<'c> Upstreams<'c> {
         {
             item.error(
                 &format!("{} is a link-local or metadata address", item.shown(text)),
-                Some("machines get their credentials there; if it must be: `[upstreams.NAME]` with `unsafe_link_local = true`"),
+                Some(if item.path.starts_with("webhooks.") {
+                    "machines get their credentials there: events are not delivered to such an address"
+                } else {
+                    "machines get their credentials there; if it must be: `[upstreams.NAME]` with `unsafe_link_local = true`"
+                }),
             );
             return None;
         }
@@ -229,16 +249,16 @@ impl<'c> Upstreams<'c> {
         self.resolved.entry(format!("{link_local} {host}")).or_insert_with(find).clone()
     }
 
-    /// How `https://` servers are trusted; `secure` tells whether there are any, where that is known.
+    /// How `https://` servers, which `servers` names, are trusted; `secure` tells whether there are any, where that is known.
     #[expect(clippy::option_option, reason = "not needed, wrong and right are three things")]
-    fn tls(&mut self, section: &Section<'c>, secure: Option<bool>) -> Option<Option<Tls>> {
+    fn tls(&mut self, section: &Section<'c>, servers: &Item<'c>, secure: Option<bool>) -> Option<Option<Tls>> {
         let (ca, server_name) = (section.item("ca"), section.item("server_name"));
         let (certificate, key) = (section.item("client_certificate"), section.item("client_key"));
         if secure == Some(false) {
             let given = [&ca, &certificate, &key, &server_name];
             for item in given.into_iter().flatten() {
-                let suggestion = "write the servers as https://, or remove it";
-                item.key_error("this has no effect: no server of this upstream is https://", Some(suggestion));
+                let suggestion = "write the server as https://, or remove it";
+                item.key_error("this has no effect: no server here is https://", Some(suggestion));
             }
             return given.iter().all(|item| item.is_none()).then_some(None);
         }
@@ -267,7 +287,7 @@ impl<'c> Upstreams<'c> {
             (Some(_), None) | (None, Some(_)) => None,
         };
         let (roots, ours) = (roots?, ours?);
-        let anchor = ca.or_else(|| section.item("servers"))?;
+        let anchor = ca.unwrap_or_else(|| servers.clone());
         if roots.is_none() && ours.is_none() {
             return self.plain_tls(&anchor).map(Some);
         }

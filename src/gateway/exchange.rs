@@ -19,12 +19,14 @@ use crate::{
     audit::Audit,
     auth::Principal,
     body::{self, Ending, Pace, Progress, Upload},
+    headers,
     limits::{Hits, Limit, Limits},
     record::{Access, Decision, Log},
     rejection::{Code, Rejection},
     route::Route,
     tally::{Case, Tally},
     upstream::{self, Held},
+    webhook::{Event, Outcome, Webhook},
 };
 
 /// The status in the record of a request whose client went away before it was answered.
@@ -47,6 +49,8 @@ pub struct Exchange {
     held: Option<Held>,
     pace: Option<Arc<Pace>>,
     busy: Busy,
+    /// Whether pages of any origin may read the answer.
+    is_open: bool,
 }
 
 /// Whether a connection has requests under way, and since when; whether its client was indulged enough.
@@ -222,7 +226,19 @@ impl Exchange {
     ) -> Self {
         let (request_id, record, log) = (record.request_id.clone(), Some(record), log.clone());
         let (unrouted, audit) = (Arc::clone(unrouted), audit.cloned());
-        Self { record, unrouted, log, audit, request_id, standing: None, upload: None, held: None, pace, busy }
+        Self {
+            record,
+            unrouted,
+            log,
+            audit,
+            request_id,
+            standing: None,
+            upload: None,
+            held: None,
+            pace,
+            busy,
+            is_open: true,
+        }
     }
 
     pub(super) fn request_id(&self) -> HeaderValue {
@@ -231,6 +247,43 @@ impl Exchange {
 
     pub(super) fn note_route(&mut self, route: &Arc<Route>) {
         self.note(|record| record.route = Some(Arc::clone(route)));
+    }
+
+    /// It is for one of Stripe's servers, and no page reads the answer.
+    pub(super) fn note_webhook(&mut self, webhook: &Arc<Webhook>) {
+        self.is_open = false;
+        self.note(|record| record.webhook = Some(Arc::clone(webhook)));
+    }
+
+    /// Stripe signed it.
+    pub(super) fn note_signed(&mut self) {
+        self.note(|record| record.signed = Some("body"));
+    }
+
+    pub(super) fn note_event(&mut self, event: &Event) {
+        self.note(|record| record.event = Some(event.clone()));
+    }
+
+    /// What became of the event, recorded in the audit log; `false` if it may not be acknowledged, for want of that.
+    #[must_use]
+    pub(super) fn note_outcome(&mut self, outcome: Outcome, decision: Decision) -> bool {
+        self.note(|record| (record.outcome, record.decision) = (Some(outcome), decision));
+        let (Some(audit), Some(record)) = (&self.audit, &self.record) else { return true };
+        let may_pass = audit.event(record);
+        if !may_pass {
+            self.note(|record| (record.outcome, record.decision) = (Some(Outcome::Failed), Decision::Refused));
+        }
+        may_pass
+    }
+
+    /// Where the event goes.
+    pub(super) fn note_server(&mut self, name: &Arc<str>) {
+        self.note(|record| record.upstream = Some(Arc::clone(name)));
+    }
+
+    /// The event was not taken, through no fault of Stripe's.
+    pub(super) fn note_failure(&mut self) {
+        self.note(|record| record.outcome = Some(Outcome::Failed));
     }
 
     pub(super) fn note_principal(&mut self, principal: &Principal) {
@@ -298,7 +351,9 @@ impl Exchange {
         if record.decision == Decision::Permitted {
             return;
         }
-        if record.account.is_some() {
+        if record.webhook.is_some() && record.signed.is_some() {
+            let _ = audit.event(record);
+        } else if record.account.is_some() {
             // What finds no room is counted as lost.
             let _ = audit.decision(record);
         } else {
@@ -322,7 +377,11 @@ impl Exchange {
     /// Binds the record to the answer that is to be sent.
     pub(super) fn answer(mut self, response: Response<Content>) -> Response<Answer> {
         let (mut parts, content) = response.into_parts();
-        common(&mut parts.headers, self.request_id());
+        if self.is_open {
+            common(&mut parts.headers, self.request_id());
+        } else {
+            parts.headers.insert(headers::REQUEST_ID, self.request_id());
+        }
         self.note_head(parts.status);
         let pace = self.pace.take();
         let body = match content {
@@ -365,7 +424,7 @@ impl Exchange {
         });
         self.note_refusal(rejection.code);
         let mut response = Response::new(Content::Ours(problem));
-        *response.status_mut() = rejection.code.status();
+        *response.status_mut() = rejection.status();
         *response.headers_mut() = rejection.headers();
         self.answer(response)
     }
@@ -375,9 +434,10 @@ impl Exchange {
         let Some(record) = &mut self.record else { return };
         record.status = status.as_u16();
         let own = record.started.elapsed().saturating_sub(record.upstream_time.unwrap_or_default());
-        match &record.route {
-            Some(route) => route.tally.load().own_time.observe(own),
-            None => self.unrouted.own_time.observe(own),
+        match (&record.route, &record.webhook) {
+            (Some(route), _) => route.tally.load().own_time.observe(own),
+            (None, Some(webhook)) => webhook.tally.load().own_time.observe(own),
+            (None, None) => self.unrouted.own_time.observe(own),
         }
     }
 
@@ -406,9 +466,13 @@ impl Exchange {
         record.sent_bytes = sent_bytes;
         record.complete = complete;
         let case = Case { decision: record.decision.as_str(), reason: record.reason.unwrap_or_default() };
-        match &record.route {
-            Some(route) => route.tally.load().count(case, record.status),
-            None => self.unrouted.count(case, record.status),
+        match (&record.route, &record.webhook) {
+            (Some(route), _) => route.tally.load().count(case, record.status),
+            (None, Some(webhook)) => {
+                webhook.tally.load().count(case, record.status);
+                webhook.outcomes.load().count(record.outcome.unwrap_or(Outcome::Refused));
+            }
+            (None, None) => self.unrouted.count(case, record.status),
         }
         self.log.push(&record);
     }

@@ -83,7 +83,7 @@ pub fn open(settings: &Settings) -> Result<(Inbox, Keeper), OpenError> {
         }
     };
     let room = Arc::new(Semaphore::new(ROOM_KIB));
-    let inbox = Inbox { arrivals, commands, inquiries, room };
+    let inbox = Inbox { arrivals, commands, inquiries, room, condition: Arc::default() };
     Ok((inbox.clone(), Keeper { inbox, threads }))
 }
 
@@ -103,7 +103,7 @@ impl Keeper {
     /// Has the threads do what waits, and ends them, but waits no longer than `patience`. What is asked later is refused.
     pub fn finish(self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        let Inbox { arrivals, commands, inquiries, room: _ } = self.inbox;
+        let Inbox { arrivals, commands, inquiries, .. } = self.inbox;
         let mut is_told = [false; 3];
         while Instant::now() < deadline && self.threads.iter().any(|thread| !thread.is_finished()) {
             // Where there is no room, there is soon.

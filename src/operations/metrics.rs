@@ -3,7 +3,12 @@
 //! Source: `OpenMetrics` 1.0, <https://prometheus.io/docs/specs/om/open_metrics_spec/>. Every label's value is of the
 //! configuration or a word of ours, so that a stranger cannot make new series.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use http::HeaderValue;
 use prometheus_client::{
@@ -15,11 +20,14 @@ use prometheus_client::{
 
 use super::{Observed, process};
 use crate::{
+    delivery::Gauge,
+    inbox::Condition,
     reload::Standing,
-    server::{House, Outcome, Spoken},
+    server::{self, House, Spoken},
     tally::{Histogram, Tally},
     tls::Expiry,
     version,
+    webhook::Outcome,
 };
 
 /// What [`text`] is.
@@ -49,6 +57,7 @@ struct Process;
 #[derive(Debug)]
 struct Gateway {
     house: Arc<House>,
+    mail: Option<(Arc<Condition>, Gauge)>,
     standing: Standing,
 }
 
@@ -90,17 +99,22 @@ impl Families<'_> {
         })
     }
 
-    fn histograms<'h>(
+    fn histograms<'h, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
-        samples: impl IntoIterator<Item = Sample<1, &'h Histogram>>,
+        samples: impl IntoIterator<Item = Sample<N, &'h Histogram>>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
         samples.into_iter().try_for_each(|(labels, histogram)| {
             let buckets = histogram.buckets();
             let count = buckets.iter().map(|(_, count)| count).sum();
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(histogram.sum(), count, &buckets, None)
+            let sum = histogram.sum();
+            if N == 0 {
+                family.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+            } else {
+                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+            }
         })
     }
 
@@ -135,14 +149,16 @@ impl Collector for Process {
 
 impl Gateway {
     fn of(observed: &Observed) -> Self {
-        Self { house: Arc::clone(&observed.house), standing: observed.status.standing() }
+        let (house, mail) = (Arc::clone(&observed.house), observed.mail.clone());
+        Self { house, mail, standing: observed.status.standing() }
     }
 
     fn requests(&self, families: &mut Families<'_>) -> fmt::Result {
-        let routes = self.house.routes();
+        let (routes, webhooks) = (self.house.routes(), self.house.webhooks());
         let tallies: Vec<(String, Arc<Tally>)> = routes
             .iter()
             .map(|route| (route.pattern.as_str().to_owned(), route.tally.load_full()))
+            .chain(webhooks.iter().map(|webhook| (webhook.path.as_str().to_owned(), webhook.tally.load_full())))
             .chain([(String::new(), Arc::clone(self.house.unrouted()))])
             .collect();
         let cases = tallies.iter().flat_map(|(route, tally)| {
@@ -193,8 +209,8 @@ impl Gateway {
         let traffic = self.house.traffic();
         let open = Spoken::ALL.map(|spoken| ([("protocol", spoken.as_str().to_owned())], traffic.open(spoken)));
         families.gauges("countersign_connections", "Connections of clients that are open", None, open)?;
-        let outcomes =
-            Outcome::ALL.map(|outcome| ([("outcome", outcome.as_str().to_owned())], traffic.handshakes(outcome)));
+        let outcomes = server::Outcome::ALL
+            .map(|outcome| ([("outcome", outcome.as_str().to_owned())], traffic.handshakes(outcome)));
         families.counters("countersign_handshakes", "TLS handshakes with clients", None, outcomes)?;
         let hits = self.house.hits().iter().map(|(limit, count)| ([("limit", limit.to_owned())], count));
         families.counters("countersign_limit_hits", "How often a limit held", None, hits)
@@ -221,6 +237,73 @@ impl Gateway {
         let last = uses.iter().filter_map(|(labels, uses)| Some((labels.clone(), uses.last()?)));
         let help = "When it last did";
         families.gauges("countersign_secret_last_use_timestamp", help, Some(&Unit::Seconds), last)
+    }
+
+    fn webhooks(&self, families: &mut Families<'_>) -> fmt::Result {
+        let webhooks = self.house.webhooks();
+        if webhooks.is_empty() {
+            return Ok(());
+        }
+        let outcomes = webhooks.iter().flat_map(|webhook| {
+            let path = webhook.path.as_str();
+            let of = move |(outcome, count): (Outcome, u64)| {
+                ([("webhook", path.to_owned()), ("outcome", outcome.as_str().to_owned())], count)
+            };
+            webhook.outcomes.load().iter().filter(|(_, count)| *count > 0).map(of).collect::<Vec<_>>()
+        });
+        families.counters(
+            "countersign_webhook_events",
+            "Requests for a webhook by what became of them",
+            None,
+            outcomes,
+        )?;
+        let uses: Vec<_> = self
+            .house
+            .webhook_secrets()
+            .into_iter()
+            .flat_map(|(webhook, uses)| {
+                (1..).zip(uses).map(move |(place, uses): (usize, _)| {
+                    ([("webhook", webhook.clone()), ("secret", place.to_string())], uses)
+                })
+            })
+            .collect();
+        let counts = uses.iter().map(|(labels, uses)| (labels.clone(), uses.count()));
+        let help = "Signatures that the secret made, stale ones too";
+        families.counters("countersign_webhook_secret_uses", help, None, counts)?;
+        let last = uses.iter().filter_map(|(labels, uses)| Some((labels.clone(), uses.last()?)));
+        let (help, unit) = ("When it last did", Some(&Unit::Seconds));
+        families.gauges("countersign_webhook_secret_last_use_timestamp", help, unit, last)
+    }
+
+    fn deliveries(&self, families: &mut Families<'_>) -> fmt::Result {
+        let Some((condition, gauge)) = &self.mail else { return Ok(()) };
+        let help = "Time until an event is durable";
+        families.histograms("countersign_inbox_commit", help, [([], &condition.commit_time)])?;
+        let figures = gauge.figures();
+        let attempts = figures.attempts.iter().map(|(destination, outcome, count)| {
+            ([("destination", destination.to_string()), ("outcome", outcome.as_str().to_owned())], *count)
+        });
+        families.counters("countersign_delivery_attempts", "Attempts to deliver an event", None, attempts)?;
+        let Some(held) = figures.deliveries else { return Ok(()) };
+        let states = held.iter().flat_map(|of| {
+            let counts = [
+                ("pending", of.pending),
+                ("delivering", of.delivering),
+                ("delivered", of.delivered),
+                ("dead", of.dead),
+                ("discarded", of.discarded),
+            ];
+            let labels = |state: &str| [("destination", of.destination.clone()), ("state", state.to_owned())];
+            counts.map(|(state, count)| (labels(state), count))
+        });
+        families.gauges("countersign_deliveries", "Deliveries that the inbox holds, by state", None, states)?;
+        let now = SystemTime::now();
+        let ages = held.iter().map(|of| {
+            let age = of.oldest_pending.map_or(0, |since| now.duration_since(since).unwrap_or_default().as_secs());
+            ([("destination", of.destination.clone())], age)
+        });
+        let help = "Age of the oldest event that is not delivered yet";
+        families.gauges("countersign_delivery_oldest_pending", help, Some(&Unit::Seconds), ages)
     }
 
     fn certificates(&self, families: &mut Families<'_>) -> fmt::Result {
@@ -270,6 +353,8 @@ impl Collector for Gateway {
         self.upstreams(&mut families)?;
         self.connections(&mut families)?;
         self.secrets(&mut families)?;
+        self.webhooks(&mut families)?;
+        self.deliveries(&mut families)?;
         self.certificates(&mut families)?;
         self.configuration(&mut families)?;
         self.logs(&mut families)

@@ -5,7 +5,7 @@ use std::fmt;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::Observed;
-use crate::{acme, server::Stop};
+use crate::{acme, inbox::Condition, server::Stop};
 
 /// A line for each part.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub(super) fn of(stop: &Stop, observed: Option<&Observed>) -> Readiness {
     if let Some(observed) = observed {
         parts.push(config(observed));
         parts.extend(observed.acme.as_ref().map(|acme| certificate(observed, &acme.read())));
+        parts.extend(observed.mail.as_ref().map(|(condition, _)| inbox(condition)));
         parts.extend(audit(observed));
     }
     Readiness(parts)
@@ -78,6 +79,13 @@ fn certificate(observed: &Observed, report: &acme::Report) -> Part {
         state.extend(error.chars().map(|c| if c.is_control() { ' ' } else { c }));
     }
     Part { name: "certificate", state, is_ready: !certificates.is_standing_in() }
+}
+
+/// One that cannot be written has events refused, which Stripe sends again.
+fn inbox(condition: &Condition) -> Part {
+    let failure = condition.failure();
+    let state = failure.map_or_else(|| "open".to_owned(), |why| format!("{why}; events are refused, requests pass"));
+    Part { name: "inbox", state, is_ready: failure.is_none() }
 }
 
 fn audit(observed: &Observed) -> Option<Part> {

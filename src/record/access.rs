@@ -15,6 +15,7 @@ use crate::{
     identity::{AccountId, RoleId, UserId},
     json::print_text,
     route::Route,
+    webhook::{Event, Outcome, Webhook},
 };
 
 /// Roles of one record of the audit log.
@@ -26,6 +27,8 @@ pub enum Decision {
     Permitted,
     Refused,
     Preflight,
+    /// An event of Stripe's that is not taken, and answered as if it were.
+    Dropped,
 }
 
 /// Everything the log says of one request. No secrets, tags, bodies or query values.
@@ -43,6 +46,10 @@ pub struct Access {
     pub user_agent: Option<HeaderValue>,
     pub status: u16,
     pub route: Option<Arc<Route>>,
+    pub webhook: Option<Arc<Webhook>>,
+    /// What Stripe signed, and what became of it.
+    pub event: Option<Event>,
+    pub outcome: Option<Outcome>,
     pub account: Option<AccountId>,
     pub user: Option<UserId>,
     pub roles: Vec<RoleId>,
@@ -72,6 +79,7 @@ impl Decision {
             Self::Permitted => "permitted",
             Self::Refused => "refused",
             Self::Preflight => "preflight",
+            Self::Dropped => "dropped",
         }
     }
 }
@@ -106,6 +114,19 @@ impl Line for Access {
         if let Some(route) = &self.route {
             escaped(out, ",\"countersign.route\":", route.pattern.as_str().as_bytes());
             plain(out, ",\"countersign.app\":\"", route.app.to_str().unwrap_or_default());
+        }
+        if let Some(webhook) = &self.webhook {
+            escaped(out, ",\"countersign.webhook\":", webhook.path.as_str().as_bytes());
+        }
+        if let Some(event) = &self.event {
+            plain(out, ",\"countersign.event\":\"", event.id.as_str());
+            plain(out, ",\"countersign.event_type\":\"", &event.kind);
+            if let Some(account) = &event.account {
+                plain(out, ",\"countersign.account\":\"", account);
+            }
+        }
+        if let Some(outcome) = self.outcome {
+            plain(out, ",\"countersign.outcome\":\"", outcome.as_str());
         }
         if let Some(account) = &self.account {
             plain(out, ",\"countersign.account\":\"", account.as_str());
@@ -162,6 +183,32 @@ impl Access {
         }
         if let Some(upstream) = &self.upstream {
             escaped(out, ",\"upstream\":", upstream.as_bytes());
+        }
+        if let Some(client) = &self.client {
+            plain(out, ",\"client\":\"", client.text().to_str().unwrap_or_default());
+        }
+        plain(out, ",\"config\":\"", &self.config);
+    }
+
+    /// Appends what the audit log says of an event, or of a refusal of what Stripe signed.
+    pub(crate) fn print_event(&self, out: &mut Vec<u8>) {
+        plain(out, ",\"request_id\":\"", self.request_id.to_str().unwrap_or_default());
+        if let Some(webhook) = &self.webhook {
+            escaped(out, ",\"webhook\":", webhook.path.as_str().as_bytes());
+        }
+        if let Some(event) = &self.event {
+            plain(out, ",\"event\":\"", event.id.as_str());
+            plain(out, ",\"event_type\":\"", &event.kind);
+            if let Some(account) = &event.account {
+                plain(out, ",\"account\":\"", account);
+            }
+            out.extend_from_slice(if event.livemode { b",\"livemode\":true" } else { b",\"livemode\":false" });
+        }
+        if let Some(outcome) = self.outcome {
+            plain(out, ",\"outcome\":\"", outcome.as_str());
+        }
+        if let Some(reason) = self.reason {
+            plain(out, ",\"code\":\"", reason);
         }
         if let Some(client) = &self.client {
             plain(out, ",\"client\":\"", client.text().to_str().unwrap_or_default());

@@ -39,11 +39,15 @@ struct Count {
     address: String,
 }
 
+/// Whether it was refused before anything was proven.
+fn is_of_nobody(access: &Access) -> bool {
+    access.decision == Decision::Refused && access.account.is_none() && access.signed.is_none()
+}
+
 impl Sampling {
     /// Whether `access` is to be written: always, but for what nobody is proven to have asked and came too often.
     pub(super) fn admits(&mut self, access: &Access, now: Instant) -> bool {
-        let Some(reason) = access.reason.filter(|_| access.decision == Decision::Refused && access.account.is_none())
-        else {
+        let Some(reason) = access.reason.filter(|_| is_of_nobody(access)) else {
             return true;
         };
         self.began.get_or_insert(now);

@@ -16,7 +16,7 @@ use crate::{
     auth::Scheme,
     body::Room,
     clock::Clock,
-    gateway::{Gateway, Rules},
+    gateway::{Gateway, Intake, Rules},
     headers::Proxies,
     limits::Hits,
     record::Log,
@@ -25,6 +25,7 @@ use crate::{
     tally::Tally,
     tls::Resolver,
     upstream::{Shared, Upstream},
+    webhook::{Webhook, Webhooks},
 };
 
 /// Where a worker finds the gateway that is in force.
@@ -50,6 +51,9 @@ pub struct House {
     unrouted: Arc<Tally>,
     log: Log,
     audit: Option<Audit>,
+    intake: Option<Intake>,
+    /// Those in force.
+    webhooks: ArcSwap<Webhooks>,
     clock: Clock,
     /// The runtime that asks servers whether they are well.
     first: Handle,
@@ -104,6 +108,8 @@ impl House {
             unrouted: Arc::default(),
             log: log.clone(),
             audit: settings.audit,
+            intake: settings.intake,
+            webhooks: ArcSwap::from_pointee(settings.webhooks),
             clock: clock.clone(),
             first,
             in_force: Mutex::new(InForce { client_ca: settings.client_ca, watches: Vec::new() }),
@@ -111,6 +117,7 @@ impl House {
         let outline = Outline {
             config: settings.config,
             routes,
+            webhooks: house.webhooks.load_full(),
             limits: settings.limits,
             names: settings.names.into(),
             trusted_proxies: Arc::new(settings.trusted_proxies),
@@ -156,11 +163,14 @@ impl House {
         let outline = Outline {
             config: settings.config,
             routes: Arc::new(settings.routes),
+            webhooks: Arc::new(settings.webhooks),
             limits: settings.limits,
             names: settings.names.into(),
             trusted_proxies: Arc::new(settings.trusted_proxies),
         };
         outline.routes.go_on_from(&self.routes());
+        outline.webhooks.go_on_from(&self.webhooks.load());
+        self.webhooks.store(Arc::clone(&outline.webhooks));
         let (crowd, room) = (&outline.limits, &outline.limits);
         self.crowd.change(crowd);
         self.room.resize(room.buffered_bytes, room.buffered_bytes_per_address);
@@ -200,6 +210,11 @@ impl House {
         self.rules.routes()
     }
 
+    /// The webhooks in force, with what came on each.
+    pub fn webhooks(&self) -> Arc<Webhooks> {
+        self.webhooks.load_full()
+    }
+
     /// What came and no route took.
     pub fn unrouted(&self) -> &Arc<Tally> {
         &self.unrouted
@@ -213,6 +228,14 @@ impl House {
             (name, app.keys.iter().map(SigningKey::uses).collect())
         };
         self.routes().iter().map(uses).collect()
+    }
+
+    /// The webhooks' paths, and how often each of their secrets was used, in the order of the configuration.
+    pub fn webhook_secrets(&self) -> BTreeMap<String, Vec<Arc<Uses>>> {
+        let uses = |webhook: &Arc<Webhook>| {
+            (webhook.path.as_str().to_owned(), webhook.keys.iter().map(SigningKey::uses).collect())
+        };
+        self.webhooks().iter().map(uses).collect()
     }
 
     /// The upstreams in force.
@@ -253,6 +276,8 @@ impl House {
         Gateway {
             config: Arc::clone(&outline.config),
             routes: Arc::clone(&outline.routes),
+            webhooks: Arc::clone(&outline.webhooks),
+            intake: self.intake.clone(),
             edition: self.rules.edition(),
             rules: Arc::clone(&self.rules),
             upstreams,
@@ -273,6 +298,7 @@ impl House {
 struct Outline {
     config: Arc<str>,
     routes: Arc<RouteTable>,
+    webhooks: Arc<Webhooks>,
     limits: crate::limits::Limits,
     names: Arc<[String]>,
     trusted_proxies: Arc<Proxies>,

@@ -94,6 +94,12 @@ fn the_reference_files_have_exactly_the_keys_that_are_known_each_with_a_comment(
         assert!(KEYS.iter().any(|key| key.path == path), "{path} is not known");
     }
     for key in KEYS {
+        // Of a reference to a secret that there is once, one form is shown.
+        if let Some(reference) = key.path.strip_suffix(".env").or(key.path.strip_suffix(".credential"))
+            && reference == "inbox.postgres"
+        {
+            continue;
+        }
         let Some((_, value)) = written.iter().find(|(path, _)| path == key.path) else {
             panic!("{} is missing in config/reference.toml", key.path)
         };

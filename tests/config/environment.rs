@@ -45,7 +45,7 @@ fn a_wrong_variable_is_named_and_its_value_never_shown() {
         ("COUNTERSIGN_LISTENER__ADRESS", "did you mean `COUNTERSIGN_LISTENER__ADDRESS`?"),
         ("COUNTERSIGN_APPS__SHIPING__TOLERANCE", "did you mean `COUNTERSIGN_APPS__SHIPPING__TOLERANCE`?"),
         ("COUNTERSIGN_UPSTREAMS__BILLING__SERVERS", "must be in the file"),
-        ("COUNTERSIGN_INBOX__RETENTION", "COUNTERSIGN_LISTENER__ADDRESS"),
+        ("COUNTERSIGN_RATE__RETENTION", "COUNTERSIGN_LISTENER__ADDRESS"),
         ("COUNTERSIGN_AUDIT__ON_ERROR", "write \"refuse\""),
         ("COUNTERSIGN_LISTENER", "COUNTERSIGN_LISTENER__…"),
         ("COUNTERSIGN_ROUTES__0__PATH", "write it in the file"),

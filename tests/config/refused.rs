@@ -37,7 +37,7 @@ fn assert_each_is_refused(cases: &[Case]) {
 #[test]
 fn keys_and_types_are_checked() {
     assert_each_is_refused(&[
-        ("version = 1", "version = 1\ninbox = 1", "inbox", "unknown key `inbox`", "does not have `inbox` yet"),
+        ("version = 1", "version = 1\nrate = 1", "rate", "unknown key `rate`", "does not have `rate` yet"),
         ("version = 1", "version = 1\naudit.on_error = \"stop\"", "\"stop\"", "no way to go on", "\"refuse\""),
         ("version = 1", "version = 1\naudit.checkpoint = { lines = 0 }", "0 }", "out of range", "1 to 1000000"),
         ("version = 1", "version = 1\naudit.checkpoint = { every = \"2h\" }", "\"2h\"", "out of range", "1s to 1h"),

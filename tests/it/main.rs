@@ -42,4 +42,5 @@ mod tls;
 mod upstreams;
 mod upstreams_h2;
 mod vectors;
+mod webhooks;
 mod websocket;

@@ -13,6 +13,7 @@ use countersign::{
     server::Settings,
     signature::SigningKey,
     tls, upstream,
+    webhook::Webhooks,
 };
 use http::{HeaderValue, Method};
 use serde_json::Value;
@@ -125,9 +126,11 @@ fn settings(vector: &Value, files: &std::path::Path, upstream: &Upstream) -> Set
         trusted_proxies: Proxies::default(),
         proxy_protocol: Proxies::default(),
         routes: RouteTable::new(vec![Arc::new(route)]).unwrap(),
+        webhooks: Webhooks::default(),
         upstreams: vec![upstream],
         limits: Limits::default(),
         audit: None,
+        intake: None,
         workers: Some(1),
     }
 }
