@@ -51,7 +51,7 @@ fn an_event_goes_out_byte_for_byte_with_the_headers_of_the_reference_and_no_othe
     assert_eq!(trace, [2, 32, 16, 2]);
     let signature = Signature::parse(header(&head, "stripe-signature").unwrap().as_bytes()).unwrap();
     assert_eq!(signature.matching_key(&[key(SECRET)], &body), Some(0));
-    assert_eq!(signature.matching_key(&[key("absec_another")], &body), None);
+    assert_eq!(signature.matching_key(&[key("whsec_another")], &body), None);
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn a_reload_keeps_connections_and_attempts_lets_go_of_some_and_begins_others() {
     let bench = Bench::to(vec![destination("kept", &kept), destination("gone", &gone)]);
     bench.accept("evt_1", None, &["kept", "gone"]);
     eventually(|| (kept.requests().len() == 1 && gone.requests().len() == 1).then_some(()));
-    let rolled = countersign::delivery::Destination { key: Some(key("absec_rolled")), ..destination("kept", &kept) };
+    let rolled = countersign::delivery::Destination { key: Some(key("whsec_rolled")), ..destination("kept", &kept) };
     bench.change(vec![rolled, destination("new", &new)]);
     bench.attempts("kept", 1);
     bench.accept("evt_2", None, &["kept", "gone", "new"]);
@@ -228,7 +228,7 @@ fn a_reload_keeps_connections_and_attempts_lets_go_of_some_and_begins_others() {
     assert_eq!(attempts[0]["countersign.outcome"], "delivered", "it was under way");
     assert_eq!(attempts[1]["countersign.config"], "of-another");
     assert_eq!(connections.load(std::sync::atomic::Ordering::Relaxed), 1, "the connection was kept");
-    for (request, secret) in kept.requests().iter().zip([SECRET, "absec_rolled"]) {
+    for (request, secret) in kept.requests().iter().zip([SECRET, "whsec_rolled"]) {
         let end = find(request, b"\r\n\r\n").unwrap() + 4;
         let head = String::from_utf8_lossy(&request[..end]).into_owned();
         let signature = Signature::parse(header(&head, "stripe-signature").unwrap().as_bytes()).unwrap();

@@ -13,7 +13,7 @@ use countersign::{
     delivery::{Deliverer, Destination, Retry},
     inbox::{self, Acceptance, Arrived, Inbox, Keeper, Store},
     record::{Log, Writer},
-    secret::SigningSecret,
+    secret::{Kind, SigningSecret},
     signature::SigningKey,
     upstream::{Origin, Place, Protocol, Settings},
     webhook::{Event, EventId},
@@ -26,7 +26,7 @@ use crate::support::{Records, Upstream, header};
 const SOON: Duration = Duration::from_secs(20);
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What destinations sign with here.
-pub(crate) const SECRET: &str = "absec_test_of_a_destination_0123456789";
+pub(crate) const SECRET: &str = "whsec_test_of_a_destination_0123456789";
 pub(crate) const BODY: &str =
     "{\n  \"id\": \"evt_1\",\r\n  \"type\": \"invoice.paid\", \"note\": \"\u{fc}\\u00e9 \"  }\n";
 
@@ -239,7 +239,7 @@ pub(crate) fn destination(name: &str, service: &Upstream) -> Destination {
 }
 
 pub(crate) fn key(secret: &str) -> SigningKey {
-    SigningKey::new(&SigningSecret::parse(secret.to_owned().into()).unwrap())
+    SigningKey::new(&SigningSecret::parse_as(Kind::Webhook, secret.to_owned().into()).unwrap())
 }
 
 /// An answer of this status.
