@@ -1,6 +1,8 @@
-//! What is done beside delivering: what is old is dropped, what was done by hand recorded, what there is counted.
+//! What is done beside delivering: what is old is dropped, what was done by hand recorded, what waits in vain told, and what
+//! there is counted.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -13,7 +15,7 @@ use tokio::{
 use super::{Orders, Shared};
 use crate::{
     audit::ByHand,
-    inbox::{Act, Unavailable},
+    inbox::{Act, Figures, Unavailable},
 };
 
 /// How often what is old is dropped, and the pause while there is more of it: what is accepted meanwhile goes first.
@@ -27,7 +29,7 @@ const COUNTS: u32 = 24;
 
 /// Does it for as long as this is polled.
 pub(super) async fn run(shared: Arc<Shared>, orders: watch::Receiver<Arc<Orders>>) {
-    tokio::join!(expire(&shared, orders), record(&shared), count(&shared));
+    tokio::join!(expire(&shared, orders.clone()), warn(&shared, orders), record(&shared), count(&shared));
 }
 
 async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
@@ -47,6 +49,38 @@ async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
             return;
         }
     }
+}
+
+/// Says at the start, and when other destinations are named, for which ones deliveries wait that nobody makes.
+async fn warn(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
+    let mut told = HashSet::new();
+    loop {
+        let named = Arc::clone(&orders.borrow_and_update());
+        if let Ok(figures) = shared.inbox.figures().await {
+            let orphaned = orphaned(&figures, &named);
+            told.retain(|name| orphaned.iter().any(|figures| figures.destination == *name));
+            for Figures { destination, pending, .. } in orphaned {
+                if told.insert(destination.clone()) {
+                    tracing::warn!(
+                        destination,
+                        pending,
+                        "deliveries wait for a destination that the configuration does not name; name it again, or discard them \
+                         with `countersign inbox discard`"
+                    );
+                }
+            }
+        }
+        if orders.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Those for which something waits and that are not named.
+fn orphaned<'f>(figures: &'f [Figures], named: &Orders) -> Vec<&'f Figures> {
+    let waits = |figures: &&Figures| figures.pending + figures.delivering > 0;
+    let is_named = |figures: &&Figures| named.destinations.iter().any(|one| *one.name == *figures.destination);
+    figures.iter().filter(waits).filter(|figures| !is_named(figures)).collect()
 }
 
 /// Records what was done by hand, in the audit log and in the program's own.

@@ -277,6 +277,26 @@ fn what_is_older_than_the_retention_is_dropped() {
 }
 
 #[test]
+fn whoever_runs_the_gateway_is_told_of_deliveries_that_wait_for_nobody() {
+    let service = Upstream::ok();
+    let webhook = "[[webhooks]]\npath = \"/stripe\"\nsecrets = [{ file = \"stripe.whsec\" }]\n";
+    let to = format!("[[webhooks.deliver]]\nname = \"named\"\nto = \"{}/\"\n", service.origin());
+    let folder = crate::commands::Folder::new(&service.origin(), &format!("{webhook}{to}"));
+    std::fs::write(folder.file("stripe.whsec"), SECRET).unwrap();
+    bench::keep_in(folder.file("state").as_ref(), arrived("evt_1", None, &["named", "not_named"]));
+    let mut running = folder.run(std::process::Stdio::null());
+    let said = std::io::BufReader::new(running.0.stderr.take().unwrap());
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        std::io::BufRead::lines(said).map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    let told =
+        eventually(|| lines.try_recv().ok().filter(|line| line.contains("that the configuration does not name")));
+    assert!(told.contains("destination=\"not_named\"") && told.contains("pending=1"), "{told}");
+    eventually(|| (service.requests().len() == 1).then_some(()));
+}
+
+#[test]
 fn figures_of_the_inbox_come_when_somebody_asks() {
     let service = Upstream::ok();
     let mut bench = Bench::new();

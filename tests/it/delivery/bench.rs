@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
@@ -183,8 +184,21 @@ impl Drop for Bench {
 }
 
 fn open(folder: &tempfile::TempDir, store: Store) -> (Inbox, Keeper) {
-    let state_directory = folder.path().to_owned();
+    open_in(folder.path(), store)
+}
+
+fn open_in(folder: &Path, store: Store) -> (Inbox, Keeper) {
+    let state_directory = folder.to_owned();
     inbox::open(&inbox::Settings { state_directory, store, retention: RETENTION }).unwrap()
+}
+
+/// Keeps an event in the inbox of a state folder of which nobody has it open.
+pub(crate) fn keep_in(folder: &Path, arrived: Arrived) {
+    fs::create_dir_all(folder).unwrap();
+    let (inbox, keeper) = open_in(folder, Store::Sqlite);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    assert_eq!(runtime.block_on(inbox.accept(arrived)), Ok(Acceptance::New));
+    keeper.finish(SOON);
 }
 
 /// Asks again and again until there is an answer.
