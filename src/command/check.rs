@@ -44,7 +44,7 @@ pub fn run(
 ) -> u8 {
     let scrutiny = if strict { Scrutiny::Names } else { Scrutiny::Files };
     let now = SystemTime::now();
-    let config = match config::load(config_path, environment, now, scrutiny) {
+    let mut config = match config::load(config_path, environment, now, scrutiny) {
         Ok(config) => config,
         Err(errors) => {
             // Where nobody reads, the exit code still tells.
@@ -55,6 +55,7 @@ pub fn run(
             return CONFIGURATION;
         }
     };
+    webhooks::warn_of_orphans(&mut config, strict);
     let written = match format {
         Format::Text => text(&config, config_path, now, out),
         Format::Json => writeln!(out, "{}", json(&config, now)),
@@ -82,6 +83,7 @@ fn text(config: &Config, path: &Path, now: SystemTime, out: &mut dyn Write) -> i
         writeln!(out, "\nwarning: {text}")?;
         match line {
             Some(line) => writeln!(out, "  --> {file}:{line}: {key}")?,
+            None if key == webhooks::INBOX => writeln!(out, "  --> {key}")?,
             None => writeln!(out, "  --> environment: {key}")?,
         }
     }

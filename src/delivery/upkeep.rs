@@ -2,7 +2,6 @@
 //! there is counted.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -29,7 +28,7 @@ const COUNTS: u32 = 24;
 
 /// Does it for as long as this is polled.
 pub(super) async fn run(shared: Arc<Shared>, orders: watch::Receiver<Arc<Orders>>) {
-    tokio::join!(expire(&shared, orders.clone()), warn(&shared, orders), record(&shared), count(&shared));
+    tokio::join!(expire(&shared, orders.clone()), record(&shared), count(&shared, orders));
 }
 
 async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
@@ -49,38 +48,6 @@ async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
             return;
         }
     }
-}
-
-/// Says at the start, and when other destinations are named, for which ones deliveries wait that nobody makes.
-async fn warn(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
-    let mut told = HashSet::new();
-    loop {
-        let named = Arc::clone(&orders.borrow_and_update());
-        if let Ok(figures) = shared.inbox.figures().await {
-            let orphaned = orphaned(&figures, &named);
-            told.retain(|name| orphaned.iter().any(|figures| figures.destination == *name));
-            for Figures { destination, pending, .. } in orphaned {
-                if told.insert(destination.clone()) {
-                    tracing::warn!(
-                        destination,
-                        pending,
-                        "deliveries wait for a destination that the configuration does not name; name it again, or discard them \
-                         with `countersign inbox discard`"
-                    );
-                }
-            }
-        }
-        if orders.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Those for which something waits and that are not named.
-fn orphaned<'f>(figures: &'f [Figures], named: &Orders) -> Vec<&'f Figures> {
-    let waits = |figures: &&Figures| figures.pending + figures.delivering > 0;
-    let is_named = |figures: &&Figures| named.destinations.iter().any(|one| *one.name == *figures.destination);
-    figures.iter().filter(waits).filter(|figures| !is_named(figures)).collect()
 }
 
 /// Records what was done by hand, in the audit log and in the program's own.
@@ -115,22 +82,45 @@ async fn forget(shared: &Shared, acts: &[Act], recorded: i64) -> Result<(), Unav
     shared.inbox.forget_acts(recorded).await
 }
 
-async fn count(shared: &Shared) {
+/// Counts, and tells of what is held for nobody whenever there are other orders.
+async fn count(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
     let mut ticks = interval(COUNT_EVERY);
     // A store that takes long to count is given time.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut left = 1_u32;
+    let mut left = 0;
+    orders.mark_changed();
     loop {
         ticks.tick().await;
         if shared.is_asked.swap(false, Ordering::Relaxed) {
             left = COUNTS;
         }
-        if left == 0 {
+        let is_new = orders.has_changed().unwrap_or(false);
+        if left == 0 && !is_new {
             continue;
         }
+<<<<<<< HEAD
         left -= 1;
         if let Ok(figures) = shared.inbox.figures().await {
+=======
+        left = left.saturating_sub(1);
+        if let Ok(figures) = shared.noting(shared.inbox.figures().await) {
+            if is_new {
+                tell_of_orphans(&orders.borrow_and_update(), &figures);
+            }
+>>>>>>> main
             shared.deliveries.store(Some(Arc::new(figures)));
         }
+    }
+}
+
+/// Says what is held for destinations that are not in the configuration.
+fn tell_of_orphans(orders: &Orders, held: &[Figures]) {
+    let is_known = |name: &str| orders.destinations.iter().any(|destination| &*destination.name == name);
+    for of in held.iter().filter(|of| of.pending + of.delivering > 0 && !is_known(&of.destination)) {
+        tracing::warn!(
+            destination = of.destination,
+            deliveries = of.pending + of.delivering,
+            "deliveries wait for a destination that is not in the configuration: put it back, or discard them"
+        );
     }
 }

@@ -51,11 +51,11 @@ fn what_is_left_out_has_its_default() {
     let retry = billing.retry;
     let seconds = [retry.first, retry.longest, retry.give_up].map(|time| time.as_secs());
     assert_eq!(seconds, [1, 3600, 3 * 86_400]);
-    let inbox = config.inbox.unwrap();
+    let inbox = &config.inbox;
     assert!(matches!(inbox.store, Store::Sqlite));
     assert_eq!(inbox.retention, Duration::from_secs(30 * 86_400));
     assert_eq!(config.warnings, []);
-    assert!(folder.load(GOOD, &[]).unwrap().inbox.is_none());
+    assert!(config.keeps_events() && !folder.load(GOOD, &[]).unwrap().keeps_events());
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_connection_to_a_database_is_plain_only_where_that_is_safe_or_wished() {
         folder.put("url", url);
         let text = GOOD_WEBHOOKS.replace("[inbox]", &format!("[inbox]\npostgres = {{ file = \"url\" }}\n{more}"));
         let config = folder.load(text, &[]).unwrap_or_else(|errors| panic!("{errors}"));
-        let Store::Postgres(database) = config.inbox.unwrap().store else { panic!() };
+        let Store::Postgres(database) = config.inbox.store else { panic!() };
         assert_eq!(database.tls.is_none(), is_plain, "{url} {more}");
         assert!(!format!("{database:?}").contains("u:p"));
     }

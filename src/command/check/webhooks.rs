@@ -6,9 +6,44 @@ use serde_json::{Value, json};
 
 use super::{shortened, table};
 use crate::{
-    config::{Config, masked},
+    config::{Config, Warning, masked},
+    inbox::{Fault, OpenError, Store, desk::Desk},
     webhook::{Accounts, Interest, Livemode, Mode, Webhook},
 };
+
+/// What is warned of of the inbox itself, which no line of the configuration is about.
+pub(super) const INBOX: &str = "the inbox";
+
+/// Warns of what the inbox holds for destinations that are not in the configuration. A database is asked only if `strict`.
+pub(super) fn warn_of_orphans(config: &mut Config, strict: bool) {
+    let is_near = matches!(config.inbox.store, Store::Sqlite);
+    if !config.keeps_events() && !is_near || !is_near && !strict {
+        return;
+    }
+    let held = match Desk::open(&config.inbox) {
+        Ok(desk) => desk.stats().map(|(_, held)| held).map_err(|error| error.to_string()),
+        // A gateway that has not started yet has none.
+        Err(OpenError { fault: Fault::None, .. }) => return,
+        Err(error) => Err(error.to_string()),
+    };
+    let mut warn = |text: String| {
+        config.warnings.push(Warning { key: INBOX.to_owned(), line: None, text: masked(&text) });
+    };
+    let held = match held {
+        Ok(held) => held,
+        Err(error) => return warn(error),
+    };
+    let names: Vec<_> = config.destinations.iter().map(|destination| &*destination.name).collect();
+    for of in held.iter().filter(|of| !names.contains(&of.destination.as_str())) {
+        let count = of.pending + of.delivering;
+        if count > 0 {
+            warn(format!(
+                "{count} deliveries wait for the destination `{}`, which is not in the configuration: put it back, or discard them",
+                of.destination
+            ));
+        }
+    }
+}
 
 /// A row for each destination.
 struct Row<'c> {
