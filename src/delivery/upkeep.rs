@@ -98,16 +98,11 @@ async fn count(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
         if left == 0 && !is_new {
             continue;
         }
-<<<<<<< HEAD
-        left -= 1;
-        if let Ok(figures) = shared.inbox.figures().await {
-=======
         left = left.saturating_sub(1);
-        if let Ok(figures) = shared.noting(shared.inbox.figures().await) {
+        if let Ok(figures) = shared.inbox.figures().await {
             if is_new {
                 tell_of_orphans(&orders.borrow_and_update(), &figures);
             }
->>>>>>> main
             shared.deliveries.store(Some(Arc::new(figures)));
         }
     }
