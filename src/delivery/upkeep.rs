@@ -1,4 +1,5 @@
-//! What is done beside delivering: what is old is dropped, what was done by hand recorded, what there is counted.
+//! What is done beside delivering: what is old is dropped, what was done by hand recorded, what waits in vain told, and what
+//! there is counted.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -33,9 +34,13 @@ pub(super) async fn run(shared: Arc<Shared>, orders: watch::Receiver<Arc<Orders>
 async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
     loop {
         let retention = orders.borrow_and_update().retention;
-        let pause = match shared.noting(shared.inbox.expire(retention).await) {
+        let pause = match shared.inbox.expire(retention).await {
             Ok(1..) => EXPIRE_PAUSE,
-            Ok(0) | Err(_) => EXPIRE_EVERY,
+            Ok(0) => EXPIRE_EVERY,
+            Err(reason) => {
+                tracing::warn!(%reason, "what is older than the retention is not dropped now; it will be tried again");
+                EXPIRE_EVERY
+            }
         };
         // Sooner where another retention may be in force.
         let changed = timeout(pause, orders.changed()).await;
@@ -49,7 +54,8 @@ async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
 async fn record(shared: &Shared) {
     let mut recorded = i64::MIN;
     loop {
-        if let Ok(acts) = shared.noting(shared.inbox.acts().await) {
+        // A store that does not answer is told of by those who deliver.
+        if let Ok(acts) = shared.inbox.acts().await {
             let new = acts.iter().filter(|act| act.number > recorded);
             recorded = new.map_while(|act| tell(shared, act).then_some(act.number)).last().unwrap_or(recorded);
             let _ = forget(shared, &acts, recorded).await;
@@ -73,7 +79,7 @@ async fn forget(shared: &Shared, acts: &[Act], recorded: i64) -> Result<(), Unav
     if acts.iter().all(|act| act.number > recorded) {
         return Ok(());
     }
-    shared.noting(shared.inbox.forget_acts(recorded).await)
+    shared.inbox.forget_acts(recorded).await
 }
 
 /// Counts, and tells of what is held for nobody whenever there are other orders.
@@ -93,7 +99,7 @@ async fn count(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
             continue;
         }
         left = left.saturating_sub(1);
-        if let Ok(figures) = shared.noting(shared.inbox.figures().await) {
+        if let Ok(figures) = shared.inbox.figures().await {
             if is_new {
                 tell_of_orphans(&orders.borrow_and_update(), &figures);
             }

@@ -271,7 +271,7 @@ impl Opened {
         Ok(match (number, tables) {
             (0, 0) => Version::Nothing,
             _ if application != APPLICATION => Version::Foreign,
-            (number, _) if number > STEPS.len() as i64 => Version::Newer(number),
+            (number, _) if number > latest() => Version::Newer(number),
             (number, _) => Version::Ours(number),
         })
     }
@@ -280,7 +280,7 @@ impl Opened {
     fn migrate(&mut self) -> rusqlite::Result<()> {
         // It stands in the file from then on.
         self.connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
-        if matches!(self.version()?, Version::Ours(number) if number == STEPS.len() as i64) {
+        if matches!(self.version()?, Version::Ours(number) if number == latest()) {
             return Ok(());
         }
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -289,7 +289,7 @@ impl Opened {
             transaction.execute_batch(step)?;
         }
         transaction.pragma_update(None, "application_id", APPLICATION)?;
-        transaction.pragma_update(None, "user_version", STEPS.len() as i64)?;
+        transaction.pragma_update(None, "user_version", latest())?;
         if number == 0 {
             transaction.execute("INSERT INTO store (identity) VALUES (?)", [Uuid::now_v7().to_string()])?;
         }
@@ -314,6 +314,11 @@ impl Opened {
 
 fn node(file: &Path) -> Option<(u64, u64)> {
     fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// The version of the schema that this program has.
+fn latest() -> i64 {
+    i64::try_from(STEPS.len()).unwrap_or(i64::MAX)
 }
 
 /// Microseconds since 1970.

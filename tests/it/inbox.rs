@@ -13,6 +13,7 @@ use countersign::{
     webhook::{Event, EventId},
 };
 
+mod command;
 mod postgres;
 mod sqlite;
 

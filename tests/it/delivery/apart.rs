@@ -1,7 +1,7 @@
 //! One destination does not wait for another, and none is asked more than it can take.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{Read as _, Write as _},
     net::TcpListener,
     sync::{
@@ -13,11 +13,12 @@ use std::{
 
 use countersign::{
     delivery::{Destination, Retry},
+    inbox::Store,
     upstream::Place,
 };
 
 use super::bench::{Bench, answer, brought, destination, eventually};
-use crate::support::Upstream;
+use crate::support::{Upstream, postgres::Server};
 
 #[test]
 fn a_dead_and_a_hanging_destination_hold_up_nobody_else() {
@@ -101,4 +102,50 @@ fn what_failed_together_does_not_come_again_together() {
     times.sort();
     let spread = times[EVENTS - 1] - times[0];
     assert!(spread > Duration::from_millis(500), "{spread:?}");
+}
+
+#[test]
+fn two_that_share_an_inbox_never_make_an_attempt_both() {
+    const EVENTS: usize = 200;
+    let Some(server) = Server::shared() else { return };
+    let store = Store::Postgres(server.database("two_that_deliver"));
+    let under_way = Mutex::new(HashSet::new());
+    let service = Upstream::serving(move |stream, request| {
+        let (event, delivery, attempt) = brought(request);
+        let is_alone = under_way.lock().unwrap().insert(delivery.clone());
+        std::thread::sleep(Duration::from_millis(5));
+        under_way.lock().unwrap().remove(&delivery);
+        let fails = attempt == 1 && event.ends_with(['1', '4', '7']);
+        // 400 is said of nothing else here.
+        let status = if !is_alone {
+            400
+        } else if fails {
+            500
+        } else {
+            200
+        };
+        stream.write_all(&answer(status, "")).is_ok()
+    });
+    let ordered = || Destination { ordered: true, ..destination("orders", &service) };
+    let mut gateways = [Bench::of(store.clone()), Bench::of(store)];
+    for gateway in &mut gateways {
+        gateway.start(vec![ordered()]);
+    }
+    for number in 0..EVENTS {
+        gateways[number % 2].accept(&format!("evt_{number}"), Some(&format!("in_{}", number % 20)), &["orders"]);
+    }
+    gateways[0].until("orders", |figures| figures.delivered == EVENTS as u64);
+    let records: Vec<_> = gateways.iter().map(|gateway| gateway.seen("orders")).collect();
+    assert!(records.iter().all(|records| records.len() > EVENTS / 10), "both of them delivered");
+    assert!(records.iter().flatten().all(|record| record["http.response.status_code"] != 400), "two at one time");
+    let requests = service.requests();
+    let attempts: HashSet<_> = requests.iter().map(|request| brought(request)).collect();
+    assert_eq!(attempts.len(), requests.len(), "an attempt was made twice");
+    // In the order of acceptance, whoever made the attempts.
+    let mut last = HashMap::new();
+    for request in &requests {
+        let number: usize = brought(request).0.strip_prefix("evt_").unwrap().parse().unwrap();
+        let before = last.insert(number % 20, number).unwrap_or_default();
+        assert!(before <= number, "{number} came after {before}");
+    }
 }

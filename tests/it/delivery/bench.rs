@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
@@ -13,7 +14,7 @@ use countersign::{
     delivery::{Deliverer, Destination, Retry},
     inbox::{self, Acceptance, Arrived, Inbox, Keeper, Store},
     record::{Log, Writer},
-    secret::SigningSecret,
+    secret::{Kind, SigningSecret},
     signature::SigningKey,
     upstream::{Origin, Place, Protocol, Settings},
     webhook::{Event, EventId},
@@ -26,13 +27,14 @@ use crate::support::{Records, Upstream, header};
 const SOON: Duration = Duration::from_secs(20);
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What destinations sign with here.
-pub(crate) const SECRET: &str = "absec_test_of_a_destination_0123456789";
+pub(crate) const SECRET: &str = "whsec_test_of_a_destination_0123456789";
 pub(crate) const BODY: &str =
     "{\n  \"id\": \"evt_1\",\r\n  \"type\": \"invoice.paid\", \"note\": \"\u{fc}\\u00e9 \"  }\n";
 
 pub(crate) struct Bench {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) inbox: Inbox,
+    store: Store,
     runtime: tokio::runtime::Runtime,
     keeper: Option<Keeper>,
     deliverer: Option<Deliverer>,
@@ -44,8 +46,13 @@ pub(crate) struct Bench {
 impl Bench {
     /// An empty inbox, from which nothing is delivered yet.
     pub(crate) fn new() -> Self {
+        Self::of(Store::Sqlite)
+    }
+
+    /// The same kept in `store`.
+    pub(crate) fn of(store: Store) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (inbox, keeper) = open(&folder);
+        let (inbox, keeper) = open(&folder, store.clone());
         let records = Arc::new(Mutex::new(Vec::new()));
         let log = Log::start(Box::new(Records(Arc::clone(&records)))).unwrap();
         let audit = Audit::start(audit::Settings {
@@ -59,6 +66,7 @@ impl Bench {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self {
             folder,
+            store,
             inbox,
             runtime,
             keeper: Some(keeper),
@@ -109,7 +117,7 @@ impl Bench {
     pub(crate) fn crash(&mut self) {
         drop(self.deliverer.take());
         self.keeper.take().unwrap().finish(SOON);
-        let (inbox, keeper) = open(&self.folder);
+        let (inbox, keeper) = open(&self.folder, self.store.clone());
         (self.inbox, self.keeper) = (inbox, Some(keeper));
     }
 
@@ -175,9 +183,22 @@ impl Drop for Bench {
     }
 }
 
-fn open(folder: &tempfile::TempDir) -> (Inbox, Keeper) {
-    let state_directory = folder.path().to_owned();
-    inbox::open(&inbox::Settings { state_directory, store: Store::Sqlite, retention: RETENTION }).unwrap()
+fn open(folder: &tempfile::TempDir, store: Store) -> (Inbox, Keeper) {
+    open_in(folder.path(), store)
+}
+
+fn open_in(folder: &Path, store: Store) -> (Inbox, Keeper) {
+    let state_directory = folder.to_owned();
+    inbox::open(&inbox::Settings { state_directory, store, retention: RETENTION }).unwrap()
+}
+
+/// Keeps an event in the inbox of a state folder of which nobody has it open.
+pub(crate) fn keep_in(folder: &Path, arrived: Arrived) {
+    fs::create_dir_all(folder).unwrap();
+    let (inbox, keeper) = open_in(folder, Store::Sqlite);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    assert_eq!(runtime.block_on(inbox.accept(arrived)), Ok(Acceptance::New));
+    keeper.finish(SOON);
 }
 
 /// Asks again and again until there is an answer.
@@ -232,7 +253,7 @@ pub(crate) fn destination(name: &str, service: &Upstream) -> Destination {
 }
 
 pub(crate) fn key(secret: &str) -> SigningKey {
-    SigningKey::new(&SigningSecret::parse(secret.to_owned().into()).unwrap())
+    SigningKey::new(&SigningSecret::parse_as(Kind::Webhook, secret.to_owned().into()).unwrap())
 }
 
 /// An answer of this status.

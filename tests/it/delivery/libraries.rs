@@ -23,7 +23,7 @@ use crate::{
     support::{find, header},
 };
 
-const ANOTHER: &str = "absec_another_secret_0123456789";
+const ANOTHER: &str = "whsec_another_secret_0123456789";
 
 fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/webhook")

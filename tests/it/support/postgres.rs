@@ -121,7 +121,9 @@ impl Server {
             std::thread::sleep(Duration::from_millis(5));
         }
         // Nobody has waited for it yet, so its number is still taken.
-        fs::remove_file(self.folder.join("data/postmaster.pid")).unwrap();
+        for lock in ["data/postmaster.pid".to_owned(), format!(".s.PGSQL.{}.lock", self.port)] {
+            fs::remove_file(self.folder.join(lock)).unwrap();
+        }
     }
 
     /// Starts the server again on the same data and port.
