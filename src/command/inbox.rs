@@ -434,6 +434,6 @@ mod tests {
 
     #[test]
     fn a_time_has_milliseconds() {
-        assert_eq!(written(SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(1_234_567)), "1970-01-01T00:00:01.234Z");
+        assert_eq!(written(SystemTime::UNIX_EPOCH + Duration::from_micros(1_234_567)), "1970-01-01T00:00:01.234Z");
     }
 }

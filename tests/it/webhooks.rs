@@ -451,8 +451,6 @@ fn what_waits_for_a_destination_that_is_gone_is_listed_and_warned_of() {
     let done = &lab.audited(1, "inbox")[0];
     assert!(done["act"] == "discard" && done["event"] == "evt_1", "{done}");
     assert!(!run(&["check"]).contains("deliveries wait"));
-    let said = lab.running.drained();
-    assert!(said.contains("deliveries wait for a destination that is not in the configuration"), "{said}");
 }
 
 #[test]
