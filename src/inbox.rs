@@ -174,6 +174,7 @@ pub struct Settings {
 
 /// Where it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Store {
     /// In `<state_directory>/inbox/`.
     Sqlite,

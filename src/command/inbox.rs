@@ -272,8 +272,7 @@ fn stats(desk: &Desk, format: TextOrJson) -> Result<u8, Failed> {
 
 fn unknown(id: &str) -> u8 {
     say_error(&format!(
-        "error: no event and no delivery has the id {:?}; `countersign inbox list` shows those there are\n",
-        id
+        "error: no event and no delivery has the id {id:?}; `countersign inbox list` shows those there are\n"
     ));
     NEGATIVE
 }
@@ -322,7 +321,9 @@ fn told(details: &Details, with_body: bool) -> String {
     };
     text += &table(&details.deliveries);
     match details.body.as_deref() {
-        Some(body) if with_body => text += &format!("\n{}\n", String::from_utf8_lossy(body)),
+        Some(body) if with_body => {
+            let _ = writeln!(text, "\n{}", String::from_utf8_lossy(body));
+        }
         Some(body) => {
             if let Some(keys) = keys(body) {
                 let _ = writeln!(text, "\n{keys:#}");

@@ -98,8 +98,8 @@ pub(super) fn init(postgres: &Postgres, state_directory: &Path, accepts_loss: bo
     let before = Marker::read(state_directory).map_err(unavailable)?;
     let (runtime, database) = (runtime().map_err(unavailable)?, Database::of(postgres, 1, "")?);
     let error = match runtime.block_on(open(&database, state_directory, Access::Using)) {
-        Ok(_) if before.is_some() => return Ok(Initialised::Whole),
-        Ok(_) => return Ok(Initialised::Made),
+        Ok(()) if before.is_some() => return Ok(Initialised::Whole),
+        Ok(()) => return Ok(Initialised::Made),
         Err(error) => error,
     };
     let is_loss = matches!(error.fault, Fault::Missing | Fault::Empty | Fault::Another(_));

@@ -95,12 +95,12 @@ async fn lease_in_order(client: &mut Object, want: &Want) -> Result<Leased> {
     }
     if !waits.is_empty() {
         let firsts: Vec<i64> = waits.values().copied().collect();
-        let mut held = Vec::new();
+        let mut locked = Vec::new();
         for row in transaction.query(&hold, &[&firsts]).await? {
-            held.push(row.try_get::<_, i64>(0)?);
+            locked.push(row.try_get::<_, i64>(0)?);
         }
         let parked: Vec<i64> =
-            waits.iter().filter(|(_, first)| held.contains(first)).map(|(number, _)| *number).collect();
+            waits.iter().filter(|(_, first)| locked.contains(first)).map(|(number, _)| *number).collect();
         transaction.execute(&park, &[&parked]).await?;
     }
     numbers.retain(|number| !waits.contains_key(number));

@@ -54,7 +54,7 @@ impl Worker {
                 Command::Accept(ask) => arrivals.push(ask),
                 Command::Settle(ask) => endings.push(ask),
                 Command::Lease(_) | Command::Acts(_) | Command::ForgetActs(_) | Command::Drop(_) => {
-                    others.push(command)
+                    others.push(command);
                 }
                 Command::Finish => {}
             }

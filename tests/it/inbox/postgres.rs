@@ -116,7 +116,9 @@ fn two_gateways_never_have_the_same_attempt() {
     });
     let had = had.into_inner().unwrap();
     assert_eq!((had.len(), had.values().max()), (300, Some(&1)));
-    both.into_iter().for_each(|(opened, _)| opened.finish());
+    for (opened, _) in both {
+        opened.finish();
+    }
 }
 
 #[test]
@@ -151,7 +153,9 @@ fn two_gateways_keep_the_order_of_each_object() {
         assert!(before.is_none_or(|before| before + 3 == *number), "{object}: {number} after {before:?}");
     }
     assert_eq!(log.len(), EVENTS);
-    both.into_iter().for_each(|(opened, _)| opened.finish());
+    for (opened, _) in both {
+        opened.finish();
+    }
 }
 
 #[test]
