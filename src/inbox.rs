@@ -20,6 +20,7 @@ mod condition;
 mod figures;
 mod keeper;
 mod marker;
+mod postgres;
 mod sqlite;
 mod state;
 

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     Inbox, MOST_WAITING, ROOM_KIB, Settings, Store,
     ask::{Command, Inquiry},
-    sqlite,
+    postgres, sqlite,
 };
 
 /// The threads behind an [`Inbox`]. Dropping this does not end them, [`Keeper::finish`] does.
@@ -68,12 +68,22 @@ pub enum Fault {
 pub fn open(settings: &Settings) -> Result<(Inbox, Keeper), OpenError> {
     let (commands, asked) = mpsc::channel(MOST_WAITING);
     let (inquiries, inquired) = mpsc::channel(MOST_WAITING);
-    let threads = match &settings.store {
-        Store::Sqlite => sqlite::start(&settings.state_directory, (commands.clone(), asked), inquired)?,
-        Store::Postgres(_) => Vec::new(),
+    let state_directory = &settings.state_directory;
+    let (arrivals, threads) = match &settings.store {
+        Store::Sqlite => (commands.clone(), sqlite::start(state_directory, (commands.clone(), asked), inquired)?),
+        Store::Postgres(database) => {
+            let (arrivals, arriving) = mpsc::channel(MOST_WAITING);
+            let channels = postgres::Channels {
+                arrivals: arriving,
+                commands: asked,
+                inquiries: inquired,
+                drops: commands.clone(),
+            };
+            (arrivals, postgres::start(database, state_directory, channels)?)
+        }
     };
     let room = Arc::new(Semaphore::new(ROOM_KIB));
-    let inbox = Inbox { arrivals: commands.clone(), commands, inquiries, room, condition: Arc::default() };
+    let inbox = Inbox { arrivals, commands, inquiries, room, condition: Arc::default() };
     Ok((inbox.clone(), Keeper { inbox, threads }))
 }
 
@@ -85,7 +95,7 @@ pub fn open(settings: &Settings) -> Result<(Inbox, Keeper), OpenError> {
 pub fn init(settings: &Settings, accepts_loss: bool) -> Result<Initialised, OpenError> {
     match &settings.store {
         Store::Sqlite => sqlite::init(&settings.state_directory, accepts_loss),
-        Store::Postgres(_) => Ok(Initialised::Whole),
+        Store::Postgres(database) => postgres::init(database, &settings.state_directory, accepts_loss),
     }
 }
 

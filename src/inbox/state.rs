@@ -42,7 +42,12 @@ impl State {
     }
 
     /// The number in the store. An orphaned one stands there as pending or being delivered.
-    pub(super) const fn code(self) -> i64 {
+    pub(super) fn code(self) -> i64 {
+        self.stored().into()
+    }
+
+    /// The same as the smallest integer that PostgreSQL has.
+    pub(super) const fn stored(self) -> i16 {
         match self {
             Self::Pending | Self::Orphaned => 0,
             Self::Delivering => 1,

@@ -10,6 +10,7 @@ use countersign::{
     webhook::{Event, EventId},
 };
 
+mod postgres;
 mod sqlite;
 
 /// How long a lease lasts where a test does not wait for its end.

@@ -23,6 +23,8 @@ use countersign::{
 use rustls::{ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
+pub(crate) mod postgres;
+
 pub(crate) const SECRET: &str = "absec_test_0123456789abcdef0123456789abcdef";
 pub(crate) const USER: &str = "usr_Test0001";
 pub(crate) const ACCOUNT: &str = "acct_Test0001";
