@@ -59,10 +59,11 @@ class Suite:
     async def until_accepted(self, sender, name):
         while True:
             self.sending.set()
+            began = time.monotonic()
             status, outcome = await sender.post(body_of(name))
             self.answers[f"{status or 'none'} {outcome}"] += 1
             if status == 200:
-                self.accepted[name].append(time.monotonic())
+                self.accepted[name].append((began, time.monotonic()))
                 # Stripe repeats some that it has an answer for.
                 if random.random() < 0.98:
                     return
@@ -87,9 +88,8 @@ class Suite:
             await asyncio.sleep(random.choice([0, random.random() * 0.02]))
         assert self.gateway.process.poll() is None, f"it ended by itself\n{self.gateway.said()}"
         self.moments[moment] += 1
-        before = time.monotonic()
+        self.kills.append(time.monotonic())
         self.gateway.kill()
-        self.kills.append((before, time.monotonic()))
 
     async def run(self, runs):
         for number in range(runs):
@@ -105,11 +105,13 @@ class Suite:
         """Why a delivery may come again that was answered 2xx; `None` if nothing explains it."""
         if success.end == "late success":
             return "late"
-        near = [(before, after) for before, after in self.kills if after >= success.came and before <= success.answered + NOTED]
-        if not near:
+        _, start = success.by
+        # The last one was not killed.
+        after = self.kills[start - 1] - success.answered if start <= len(self.kills) else float("inf")
+        if after > NOTED:
             return None
-        self.longest = max(self.longest, min(before for before, _ in near) - success.answered)
-        return "killed under way" if near[0][0] <= success.answered else "killed before it was noted"
+        self.longest = max(self.longest, after)
+        return "killed under way" if after <= 0 else "killed before it was noted"
 
     def judged(self, destination, name):
         """What is wrong with what a destination saw, and counts of it."""
@@ -149,7 +151,7 @@ class Suite:
             with open(file) as lines:
                 known |= {record.get("event") for record in map(json.loads, lines) if record.get("outcome") in ("accepted", "duplicate")}
         missing = {event: times for event, times in self.accepted.items() if event not in known}
-        near = lambda time: any(0 <= after - time <= WRITTEN for _, after in self.kills)
+        near = lambda times: any(times[0] <= kill <= times[1] + WRITTEN for kill in self.kills)
         wrong = [f"{event} is missing in the audit log" for event, times in missing.items() if not all(map(near, times))]
         verified = self.gateway.command("audit", "verify", os.path.join(self.gateway.state, "audit"))
         if verified.returncode:

@@ -75,13 +75,14 @@ class Gateway:
         self.program, self.folder, self.name = os.path.abspath(program), folder, name
         self.port, self.operations, self.process = free_port(), free_port(), None
         self.config, self.state, self.log = (folder.file(f"{name}{end}") for end in (".toml", ".state", ".log"))
+        self.starts = 0
         if postgres:
             folder.write(f"{name}.url", postgres)
         destinations = "".join(
             f'[[webhooks.deliver]]\nname = "{to}"\nto = "http://127.0.0.1:{port}/in"\nsecret = {{ file = "ours.whsec" }}\n{keys}\n'
             for to, (port, keys) in deliver.items())
         inbox = f'[inbox]\npostgres = {{ file = "{name}.url" }}\n' if postgres else ""
-        folder.write(f"{name}.toml", f"""version = 1
+        self.text = f"""version = 1
 state_directory = "{name}.state"
 [listener]
 address = "127.0.0.1:{self.port}"
@@ -96,9 +97,12 @@ address = "127.0.0.1:{self.operations}"
 [[webhooks]]
 path = "{PATH}"
 secrets = [{{ file = "stripe.whsec" }}]
-{destinations}""")
+{destinations}"""
 
     def start(self):
+        """Starts it; its name and which start it was stand in the path of what it delivers."""
+        self.starts += 1
+        self.folder.write(f"{self.name}.toml", self.text.replace("/in\"", f"/{self.name}/{self.starts}\""))
         with open(self.log, "a") as log:
             self.process = subprocess.Popen([self.program, "run", "--config", self.config], stderr=log, stdin=subprocess.DEVNULL)
         return self
@@ -203,7 +207,8 @@ class Postgres:
 
 @dataclass
 class Attempt:
-    """One that a destination saw. Times are the clock's of this process."""
+    """One that a destination saw. `by` is the gateway's name and which of its starts it was. Times are the clock's of this process."""
+    by: tuple
     event: str
     delivery: str
     number: int
@@ -247,9 +252,10 @@ class Destination:
 
     async def _one(self, reader, writer):
         head = await reader.readuntil(b"\r\n\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:] if line)
-        original = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:] if line)
-        attempt = Attempt(original.get("countersign-event") or original["Countersign-Event"], headers["countersign-delivery"],
+        first, *lines = head.decode().rstrip().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        _, gateway, start = first.split()[1].split("/")
+        attempt = Attempt((gateway, int(start)), headers["countersign-event"], headers["countersign-delivery"],
                           int(headers["countersign-attempt"]), time.monotonic())
         self.attempts.append(attempt)
         body = await reader.readexactly(int(headers["content-length"]))
