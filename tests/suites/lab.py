@@ -43,9 +43,10 @@ def resident_mib(pid, key="VmRSS"):
 
 
 class Folder:
-    """A temporary folder with a certificate and the secrets, removed at the end."""
+    """A temporary folder with a certificate and the secrets. At the end it is removed, and the gateways that still run in it are ended."""
 
     def __init__(self):
+        self.gateways = []
         self.path = tempfile.mkdtemp(prefix="countersign-suite-")
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30", "-subj", "/CN=gw.test",
@@ -65,6 +66,8 @@ class Folder:
         return self
 
     def __exit__(self, *_):
+        for gateway in self.gateways:
+            gateway.stop(10)
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -76,6 +79,7 @@ class Gateway:
         self.port, self.operations, self.process = free_port(), free_port(), None
         self.config, self.state, self.log = (folder.file(f"{name}{end}") for end in (".toml", ".state", ".log"))
         self.starts = 0
+        folder.gateways.append(self)
         if postgres:
             folder.write(f"{name}.url", postgres)
         destinations = "".join(
@@ -309,8 +313,7 @@ class Sender:
         try:
             return await asyncio.wait_for(self._post(body), patience)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, ssl.SSLError) as error:
-            self.close()
-            self.at += 1
+            self.turn()
             return None, type(error).__name__
 
     async def _post(self, body):
@@ -325,10 +328,14 @@ class Sender:
         if "connection: close" in head:
             self.close()
         if (status := int(head.split()[1])) == 503:
-            self.at += 1
-            self.close()
+            self.turn()
         said = json.loads(answer)
         return status, said.get("outcome") or said.get("code") or said.get("error")
+
+    def turn(self):
+        """Asks the next of the gateways from now on."""
+        self.close()
+        self.at += 1
 
     def close(self):
         if self.streams:
