@@ -19,6 +19,7 @@ mod completions;
 mod dev;
 mod explain;
 mod health;
+mod inbox;
 mod man;
 mod manifest;
 mod run;
@@ -79,6 +80,9 @@ enum Command {
     /// Looks at the audit log.
     #[command(subcommand)]
     Audit(audit::Task),
+    /// Looks at the inbox of webhooks, and does by hand what is to be done about a delivery; while the gateway runs or not.
+    #[command(subcommand)]
+    Inbox(inbox::Task),
     /// Prints the `connect-src` lines for stripe-app.json.
     Manifest {
         /// The configuration, found as `run` finds it.
@@ -128,6 +132,7 @@ pub fn main() -> u8 {
         Command::Explain(options) => explain::run(&options),
         Command::Health { config } => health::run(config),
         Command::Audit(task) => audit::run(&task),
+        Command::Inbox(task) => inbox::run(&task),
         Command::Manifest { config } => manifest::run(config),
         Command::Completions { shell } => completions::run(shell),
         Command::Man { dir } => man::run(dir.as_deref()),

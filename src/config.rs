@@ -75,13 +75,20 @@ pub struct Config {
     pub webhooks: Webhooks,
     /// Where the events go that the inbox keeps.
     pub destinations: Vec<Destination>,
-    /// `None`: nothing is kept, for there is no webhook that keeps its events.
-    pub inbox: Option<inboxes::Settings>,
+    /// How events are kept, if they are.
+    pub inbox: inboxes::Settings,
     pub limits: Limits,
     pub access_log: AccessLog,
     pub audit: audit::Settings,
     /// What an administrator should know before trusting it, in the order of the file.
     pub warnings: Vec<Warning>,
+}
+
+impl Config {
+    /// Whether there is a webhook that keeps its events.
+    pub fn keeps_events(&self) -> bool {
+        !self.destinations.is_empty()
+    }
 }
 
 /// Where requests come in.
@@ -320,7 +327,7 @@ fn assembled<'c>(context: &'c Context<'c>, merged: &'c Dict, hash: String) -> Op
         upstreams: upstreams.list,
         routes: routes.ok()?,
         webhooks,
-        inbox: inbox.map(|inbox| (!destinations.is_empty()).then_some(inbox))?,
+        inbox: inbox?,
         destinations,
         limits: limits?,
         access_log: access_log?,

@@ -45,6 +45,9 @@ use queues::Queues;
 /// What is left after the patience of a drain for noting what was cut short.
 const LAST_NOTES: Duration = Duration::from_secs(2);
 
+/// The least time between two warnings that a delivery to one destination is dead.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
 /// Where events go.
 #[derive(Clone, Debug)]
 pub struct Destination {
@@ -122,6 +125,8 @@ struct Shared {
     /// What wakes each queue.
     bells: ArcSwap<HashMap<Arc<str>, Arc<Notify>>>,
     counts: Mutex<BTreeMap<Arc<str>, [u64; AttemptOutcome::ALL.len()]>>,
+    /// When a death was last told of each destination.
+    told: Mutex<HashMap<Arc<str>, Instant>>,
     deliveries: ArcSwapOption<Vec<inbox::Figures>>,
     /// Somebody wants to know them.
     is_asked: AtomicBool,
@@ -150,6 +155,7 @@ impl Deliverer {
             is_store_gone: AtomicBool::new(false),
             bells: ArcSwap::default(),
             counts: Mutex::default(),
+            told: Mutex::default(),
             deliveries: ArcSwapOption::empty(),
             is_asked: AtomicBool::new(false),
         });
@@ -248,6 +254,18 @@ impl Shared {
         if let Some(count) = counts.get_mut(outcome as usize) {
             *count += 1;
         }
+    }
+
+    /// Whether a death at `destination` is told in the program's own log: now and again, for when a service is gone for long
+    /// there is one for each event. The records have them all.
+    fn tells_of(&self, destination: &Arc<str>) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if told.get(destination).is_some_and(|told| now - *told < TELL_EVERY) {
+            return false;
+        }
+        told.insert(Arc::clone(destination), now);
+        true
     }
 
     /// Hands on what the store answered, and says when it is gone and when it is back.

@@ -26,7 +26,7 @@ use crate::{
     route::{Route, RouteTable},
     tally::Tally,
     upstream::{Answered, Outgoing, Payload, Upstream},
-    webhook::{Webhook, Webhooks},
+    webhook::{Event, Outcome, Webhook, Webhooks},
 };
 
 mod events;
@@ -97,6 +97,8 @@ pub struct Arrival {
 pub enum Verdict {
     Accept(Box<Principal>),
     Preflight,
+    /// An event of Stripe's, and why it would be dropped, if it would.
+    Event(Event, Option<Outcome>),
 }
 
 /// A request of which it is known who sends it.
@@ -186,6 +188,12 @@ impl Gateway {
         let record = access(&self.config, arrival.fault, None, &parts, now);
         let mut exchange = Exchange::open(&self.log, &self.unrouted, None, record, arrival.busy, None);
         head::check(&parts, arrival.fault, &self.limits)?;
+        if let Some(webhook) = self.webhook(&parts) {
+            let read = self.read_event(webhook, &parts, &mut body, now, None, &mut exchange).await?;
+            let event = read.authentic.event().clone();
+            let dropped = webhook.drops(&event);
+            return Ok(Verdict::Event(event, dropped));
+        }
         if cors::is_preflight(&parts.method, &parts.headers) {
             return Ok(Verdict::Preflight);
         }

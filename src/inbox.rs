@@ -17,6 +17,7 @@ use crate::webhook::Event;
 
 mod ask;
 mod condition;
+pub mod desk;
 mod figures;
 mod keeper;
 mod marker;

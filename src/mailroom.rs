@@ -92,8 +92,8 @@ impl Mailroom {
     }
 
     /// Delivers to these from now on.
-    pub fn change(&self, destinations: Vec<Destination>, retention: Option<Duration>, config: Arc<str>) {
-        self.deliverer.change(destinations, retention.unwrap_or(self.settings.retention), config);
+    pub fn change(&self, destinations: Vec<Destination>, retention: Duration, config: Arc<str>) {
+        self.deliverer.change(destinations, retention, config);
     }
 
     /// Ends the attempts under way, then the inbox.

@@ -76,8 +76,8 @@ codes! {
     UserNotAllowed "user_not_allowed" FORBIDDEN "User not allowed" "The signature is valid, but the route's `users` do not list the user.";
     RoleMissing "role_missing" FORBIDDEN "Role missing" "The signature is valid, but vouches for none of the route's `roles`.";
     BodyNotSigned "body_not_signed" FORBIDDEN "Body not signed" "The signature is valid, but does not cover the body, which the route demands.";
-    RouteUnknown "route_unknown" NOT_FOUND "No such route" "No route of the configuration matches the path.";
     SourceNotAllowed "source_not_allowed" FORBIDDEN "Source not allowed" "The webhook's `sources` do not list the address that the request comes from.";
+    RouteUnknown "route_unknown" NOT_FOUND "No such route" "No route of the configuration matches the path.";
     MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "Method not allowed" "The route does not take the method; `Allow` lists those it takes.";
     BodyTooLarge "body_too_large" PAYLOAD_TOO_LARGE "Body too large" "The body is larger than the route allows.";
     Misdirected "misdirected" MISDIRECTED_REQUEST "Wrong host" "The gateway is not known by the host name that was asked for.";

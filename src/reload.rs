@@ -176,7 +176,8 @@ impl Work {
             }
             self.watcher.watch(&self.in_force.sources);
             let (since, now) = (self.status.standing().since, SystemTime::now());
-            self.lookout.look(|| self.parts.house.apps(), unix_seconds(since), unix_seconds(now));
+            let secrets = || self.parts.house.apps().into_iter().chain(self.parts.house.webhook_secrets()).collect();
+            self.lookout.look(secrets, unix_seconds(since), unix_seconds(now));
         }
     }
 
@@ -236,7 +237,7 @@ impl Work {
         let exchanged = before.sources.exchanged(sources);
         let in_force = InForce::of(&mut config, sources.clone());
         let audit = config.audit.clone();
-        let retention = config.inbox.as_ref().map(|inbox| inbox.retention);
+        let retention = config.inbox.retention;
         let destinations = std::mem::take(&mut config.destinations);
         let fingerprint = config.listener.certificates.own().fingerprint().to_owned();
         let mut settings = server::Settings::from(config);
@@ -308,10 +309,10 @@ impl Work {
 
     /// One that is open stays so, even where no webhook keeps its events any more; one that was not is not opened.
     fn is_inbox_the_same(&self, config: &Config) -> bool {
-        match (&config.inbox, &self.parts.mailroom) {
-            (None, _) => true,
-            (Some(inbox), Some(mailroom)) => mailroom.is_kept_so(inbox),
-            (Some(_), None) => false,
+        match (config.keeps_events(), &self.parts.mailroom) {
+            (false, _) => true,
+            (true, Some(mailroom)) => mailroom.is_kept_so(&config.inbox),
+            (true, None) => false,
         }
     }
 

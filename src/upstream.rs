@@ -312,7 +312,7 @@ impl Upstream {
     ) -> Result<Answered, Failure> {
         let server = place.server();
         let failed = |cause, how| Failure { cause, how, server };
-        let pool = self.pools.get(server).ok_or_else(|| failed(Cause::Lost, How::Finally))?;
+        let pool = self.pools.get(server).ok_or_else(|| failed(Cause::Lost(None), How::Finally))?;
         let careful = !request.may_be_repeated();
         // Lost with a kept connection, it is sent on a new one.
         let mut fresh = is_second;
@@ -350,8 +350,8 @@ impl Upstream {
                     fresh = true;
                     continue;
                 }
-                Some(Err(Failed::NotSent)) => (Cause::Lost, How::NotSent),
-                Some(Err(Failed::Lost)) => (Cause::Lost, How::Lost),
+                Some(Err(Failed::NotSent)) => (Cause::Lost(None), How::NotSent),
+                Some(Err(Failed::Lost(alert))) => (Cause::Lost(alert), How::Lost),
                 Some(Err(Failed::BrokenOff)) => (Cause::BrokenOff, How::Finally),
                 Some(Err(Failed::Invalid) | Ok(_)) => (Cause::Invalid, How::Finally),
                 None => {

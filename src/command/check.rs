@@ -18,6 +18,8 @@ use crate::{
     tls::{Certificate, Origin},
 };
 
+mod webhooks;
+
 /// The configuration can be used.
 const FINE: u8 = 0;
 /// The configuration cannot be used.
@@ -30,7 +32,7 @@ pub enum Format {
     Json,
 }
 
-/// Checks the configuration at `config_path`: tables of routes and certificates and the warnings on `out`, or all errors on `err`;
+/// Checks the configuration at `config_path`: tables of routes, webhooks and certificates and the warnings on `out`, or all errors on `err`;
 /// errors as JSON are an answer too and go to `out`. Answers the exit code. With `strict` the names of upstreams must resolve. Nobody reading is no mistake.
 pub fn run(
     config_path: &Path,
@@ -42,7 +44,7 @@ pub fn run(
 ) -> u8 {
     let scrutiny = if strict { Scrutiny::Names } else { Scrutiny::Files };
     let now = SystemTime::now();
-    let config = match config::load(config_path, environment, now, scrutiny) {
+    let mut config = match config::load(config_path, environment, now, scrutiny) {
         Ok(config) => config,
         Err(errors) => {
             // Where nobody reads, the exit code still tells.
@@ -53,6 +55,7 @@ pub fn run(
             return CONFIGURATION;
         }
     };
+    webhooks::warn_of_orphans(&mut config, strict);
     let written = match format {
         Format::Text => text(&config, config_path, now, out),
         Format::Json => writeln!(out, "{}", json(&config, now)),
@@ -65,8 +68,14 @@ fn text(config: &Config, path: &Path, now: SystemTime, out: &mut dyn Write) -> i
     const ROUTES: [&str; 8] = ["PATH", "METHODS", "APP", "ACCOUNTS", "WHO", "SIGNED", "UPSTREAM", "UPSTREAM PATH"];
     const CERTIFICATES: [&str; 4] = ["CERTIFICATE", "FROM", "UNTIL", "DAYS LEFT"];
     let routes = config.routes.iter().map(|route| row(config, route));
-    table(std::iter::once(ROUTES.map(str::to_owned)).chain(routes).collect(), out)?;
-    writeln!(out)?;
+    if config.routes.iter().next().is_some() {
+        table(std::iter::once(ROUTES.map(str::to_owned)).chain(routes).collect(), out)?;
+        writeln!(out)?;
+    }
+    if !config.webhooks.is_empty() {
+        webhooks::text(config, out)?;
+        writeln!(out)?;
+    }
     let certificates = config.listener.certificates.iter().map(|certificate| certificate_row(certificate, now));
     table(std::iter::once(CERTIFICATES.map(str::to_owned)).chain(certificates).collect(), out)?;
     let file = masked(&path.to_string_lossy());
@@ -74,6 +83,7 @@ fn text(config: &Config, path: &Path, now: SystemTime, out: &mut dyn Write) -> i
         writeln!(out, "\nwarning: {text}")?;
         match line {
             Some(line) => writeln!(out, "  --> {file}:{line}: {key}")?,
+            None if key == webhooks::INBOX => writeln!(out, "  --> {key}")?,
             None => writeln!(out, "  --> environment: {key}")?,
         }
     }
@@ -176,6 +186,7 @@ fn json(config: &Config, now: SystemTime) -> Value {
     let warning = |warning: &Warning| json!({ "key": warning.key, "line": warning.line, "text": warning.text });
     json!({
         "routes": config.routes.iter().map(route).collect::<Vec<_>>(),
+        "webhooks": webhooks::json(config),
         "certificates": certificates.collect::<Vec<_>>(),
         "warnings": config.warnings.iter().map(warning).collect::<Vec<_>>(),
     })

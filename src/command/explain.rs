@@ -25,6 +25,7 @@ use crate::{
     rejection::{Code, Rejection},
     route::{HeaderEdits, Methods, Pattern, Route, RouteTable},
     signature::SigningKey,
+    webhook::{Event, Outcome, Webhooks},
 };
 
 mod capture;
@@ -70,7 +71,7 @@ pub(super) fn run(options: &Options) -> u8 {
         say_error("error: --secret-file is given once, or twice while the secret is being rolled\n");
         return USAGE;
     }
-    let (routes, names, limits) = match rules(options) {
+    let rules = match rules(options) {
         Ok(rules) => rules,
         Err(code) => return code,
     };
@@ -89,7 +90,7 @@ pub(super) fn run(options: &Options) -> u8 {
         say_error(&format!("note: {note}\n"));
     }
     let now = options.now.unwrap_or_else(|| unix_seconds(SystemTime::now()));
-    let Some((gateway, _writer)) = gateway(routes, names, limits, now) else { return SOFTWARE };
+    let Some((gateway, _writer)) = gateway(rules, now) else { return SOFTWARE };
     let activity = Activity::new(&Arc::default());
     let judged = replay::replay(&gateway.limits, &capture.bytes, |request, fault| {
         gateway
@@ -115,13 +116,20 @@ pub(super) fn run(options: &Options) -> u8 {
     }
 }
 
-type Rules = (RouteTable, Vec<String>, Limits);
+/// What decides.
+struct Rules {
+    routes: RouteTable,
+    webhooks: Webhooks,
+    names: Vec<String>,
+    limits: Limits,
+}
 
 /// The routes of the configuration, or one for every path and the secrets given.
 fn rules(options: &Options) -> Result<Rules, u8> {
     if options.secret_file.is_empty() {
         let config = loaded(options.config.clone())?;
-        return Ok((config.routes, config.listener.names, config.limits));
+        let (routes, webhooks) = (config.routes, config.webhooks);
+        return Ok(Rules { routes, webhooks, names: config.listener.names, limits: config.limits });
     }
     let keys: Vec<SigningKey> = options.secret_file.iter().map(|path| key_of_file(path)).collect::<Result<_, _>>()?;
     let limits = Limits::default();
@@ -154,11 +162,12 @@ fn rules(options: &Options) -> Result<Rules, u8> {
         tally: arc_swap::ArcSwap::default(),
     };
     let routes = RouteTable::new(vec![Arc::new(route)]).map_err(|_| SOFTWARE)?;
-    Ok((routes, Vec::new(), limits))
+    Ok(Rules { routes, webhooks: Webhooks::default(), names: Vec::new(), limits })
 }
 
 /// A gateway that judges by these rules at that time, and forwards nothing.
-fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> Option<(Gateway, Writer)> {
+fn gateway(rules: Rules, now: i64) -> Option<(Gateway, Writer)> {
+    let Rules { routes, webhooks, names, limits } = rules;
     let (log, writer) = Log::start(Box::new(std::io::sink())).ok()?;
     let room = Arc::new(Room::new(limits.buffered_bytes, limits.buffered_bytes));
     let clock = Clock::Set(Arc::new(AtomicI64::new(now)));
@@ -169,7 +178,7 @@ fn gateway(routes: RouteTable, names: Vec<String>, limits: Limits, now: i64) -> 
             rules: gateway::Rules::new(Arc::clone(&routes)),
             edition: 0,
             routes,
-            webhooks: Arc::default(),
+            webhooks: Arc::new(webhooks),
             intake: None,
             upstreams: Vec::new(),
             limits,
@@ -193,6 +202,9 @@ fn diagnosis(gateway: &Gateway, capture: &[u8]) -> Option<Diagnosis> {
         (parts, body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default())
     })?;
     let path = CanonicalPath::parse(parts.uri.path()).ok()?;
+    if gateway.webhooks.find(&path).is_some() {
+        return None;
+    }
     let Scheme::StripeApp(app) = gateway.routes.find(&path)?.scheme.as_ref();
     let carried = match BodyKind::of(&parts.headers).ok()? {
         _ if body.is_empty() => Carried::Nothing,
@@ -215,6 +227,17 @@ struct Accepted<'v> {
 }
 
 #[derive(serde::Serialize)]
+struct Taken<'t> {
+    verdict: &'static str,
+    event: &'t str,
+    event_type: &'t str,
+    livemode: bool,
+    account: Option<&'t str>,
+    /// Why it is dropped.
+    reason: Option<&'static str>,
+}
+
+#[derive(serde::Serialize)]
 struct Refused<'v> {
     verdict: &'v str,
     code: &'v str,
@@ -229,6 +252,7 @@ fn accepted(verdict: &Verdict, diagnosis: Option<Diagnosis>, format: TextOrJson)
     match (verdict, format) {
         (Verdict::Preflight, TextOrJson::Text) => "preflight: answered 204 without a signature\n".to_owned(),
         (Verdict::Preflight, TextOrJson::Json) => "{\"verdict\":\"preflight\"}\n".to_owned(),
+        (Verdict::Event(event, dropped), format) => taken(event, *dropped, format),
         (Verdict::Accept(principal), TextOrJson::Json) => {
             let roles: Vec<_> = principal.roles().iter().map(RoleId::as_str).collect();
             json(&Accepted {
@@ -252,6 +276,26 @@ fn accepted(verdict: &Verdict, diagnosis: Option<Diagnosis>, format: TextOrJson)
     }
 }
 
+/// Of an event of Stripe's.
+fn taken(event: &Event, dropped: Option<Outcome>, format: TextOrJson) -> String {
+    let verdict = if dropped.is_some() { "drop" } else { "accept" };
+    let reason = dropped.map(Outcome::as_str);
+    let (id, kind, account) = (event.id.as_str(), &*event.kind, event.account.as_deref());
+    match format {
+        TextOrJson::Json => {
+            json(&Taken { verdict, event: id, event_type: kind, livemode: event.livemode, account, reason })
+        }
+        TextOrJson::Text => {
+            let account = account.unwrap_or("your own");
+            let reason = reason.map_or_else(String::new, |reason| format!(" ({reason}), answered 200"));
+            format!(
+                "{verdict}{reason}\n  event: {id}\n  type: {kind}\n  livemode: {}\n  account: {account}\n",
+                event.livemode
+            )
+        }
+    }
+}
+
 fn refused(rejection: &Rejection, diagnosis: Option<Diagnosis>, format: TextOrJson) -> String {
     let detail = match diagnosis.as_ref().map(|diagnosis| diagnosis.mistake.as_deref()) {
         Some(Some(mistake)) => format!("no signature fits this request: {mistake}"),
@@ -262,7 +306,7 @@ fn refused(rejection: &Rejection, diagnosis: Option<Diagnosis>, format: TextOrJs
     match format {
         TextOrJson::Json => json(&Refused { verdict: "refuse", code, detail: &detail }),
         TextOrJson::Text => {
-            let mut text = format!("refuse: {code} ({})\n  {detail}\n", rejection.code.status().as_u16());
+            let mut text = format!("refuse: {code} ({})\n  {detail}\n", rejection.status().as_u16());
             if let Some(Diagnosis { tried, .. }) = diagnosis {
                 text.push_str("  Every secret was tried on these texts; what was signed is none of them:\n");
                 for (what, tried) in tried {

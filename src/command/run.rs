@@ -195,7 +195,8 @@ pub(super) fn start(
     let operations = config.operations.map(|address| operations(address, &stop)).transpose()?;
     let (address, hash, keeping) = (config.listener.address, config.hash.clone(), config.audit.clone());
     let acme = config.acme.take();
-    let (inbox, destinations) = (config.inbox.take(), std::mem::take(&mut config.destinations));
+    let inbox = config.keeps_events().then(|| config.inbox.clone());
+    let destinations = std::mem::take(&mut config.destinations);
     let mut settings = server::Settings::from(config);
     settings.fit_descriptors();
     let handed = inherited.listener(address).map_err(|error| {

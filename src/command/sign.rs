@@ -1,4 +1,4 @@
-//! `countersign sign`: a request that the gateway accepts, as a UI extension would send it.
+//! `countersign sign`: a request that the gateway accepts, as a UI extension would send it, or an event as Stripe would.
 
 use std::{fmt::Write as _, path::PathBuf, time::SystemTime};
 
@@ -12,7 +12,7 @@ use crate::{
     clock::unix_seconds,
     identity::{AccountId, RoleId, UserId},
     json::Document,
-    secret::SigningSecret,
+    secret::{Kind, SigningSecret},
     signature::SigningKey,
 };
 
@@ -32,8 +32,12 @@ pub(super) struct Options {
     #[arg(long)]
     user: Option<String>,
     /// The account, acct_…
-    #[arg(long)]
-    account: String,
+    #[arg(long, required_unless_present = "webhook")]
+    account: Option<String>,
+    /// Sign the bytes of --body as Stripe signs an event, with the secret of a webhook, whsec_…, in --secret-file.
+    #[arg(long, requires = "secret_file", requires = "body",
+        conflicts_with_all = ["app", "user", "account", "payload", "role", "carrier"])]
+    webhook: bool,
     /// A JSON object of further values to sign and send.
     #[arg(long, conflicts_with = "body")]
     payload: Option<String>,
@@ -106,7 +110,8 @@ pub(super) fn run(options: &Options) -> u8 {
         Ok(key) => key,
         Err(code) => return code,
     };
-    let signed = request(options).and_then(|request| signed(request, &key));
+    let signed =
+        if options.webhook { event(options, &key) } else { request(options).and_then(|request| signed(request, &key)) };
     match signed {
         Ok(signed) => {
             say(&match options.format {
@@ -125,7 +130,8 @@ pub(super) fn run(options: &Options) -> u8 {
 
 fn key(options: &Options) -> Result<SigningKey, u8> {
     if let Some(path) = &options.secret_file {
-        return key_of_file(path);
+        let kind = if options.webhook { Kind::Webhook } else { Kind::App };
+        return key_in_file(path, kind);
     }
     let config = loaded(options.config.clone())?;
     let name = options.app.as_deref().unwrap_or_default();
@@ -141,26 +147,33 @@ fn key(options: &Options) -> Result<SigningKey, u8> {
 
 /// The key that a file's secret makes, or the exit code after its error was told.
 pub(super) fn key_of_file(path: &std::path::Path) -> Result<SigningKey, u8> {
+    key_in_file(path, Kind::App)
+}
+
+fn key_in_file(path: &std::path::Path, kind: Kind) -> Result<SigningKey, u8> {
     let told = |what: String| {
         say_error(&format!("error: {}: {what}\n", path.display()));
         CONFIGURATION
     };
     let text = std::fs::read_to_string(path).map_err(|error| told(error.to_string()))?;
-    let secret = SigningSecret::parse(Zeroizing::new(text));
+    let secret = SigningSecret::parse_as(kind, Zeroizing::new(text));
     secret.map(|secret| SigningKey::new(&secret)).map_err(|error| told(format!("{error}; {}", error.suggestion())))
 }
 
 fn request(options: &Options) -> Result<Request<'_>, String> {
     let id = |what: &str, text: &str| format!("`{text}` is not {what}");
     Ok(Request {
-        method: Method::from_bytes(options.method.as_bytes()).map_err(|_| id("a method", &options.method))?,
+        method: method(options)?,
         url: &options.url,
         user: options
             .user
             .as_deref()
             .map(|text| UserId::parse(text).map_err(|_| id("a user id (usr_…)", text)))
             .transpose()?,
-        account: AccountId::parse(&options.account).map_err(|_| id("an account id (acct_…)", &options.account))?,
+        account: {
+            let account = options.account.as_deref().unwrap_or_default();
+            AccountId::parse(account).map_err(|_| id("an account id (acct_…)", account))?
+        },
         payload: options.payload.as_deref(),
         roles: options
             .role
@@ -169,24 +182,52 @@ fn request(options: &Options) -> Result<Request<'_>, String> {
             .collect::<Result<_, _>>()?,
         at: options.at.unwrap_or_else(|| unix_seconds(SystemTime::now())),
         carrier: options.carrier,
-        body: options
-            .body
-            .as_ref()
-            .map(|file| Ok(Body { bytes: std::fs::read(file)?, file: Some(file.clone()) }))
-            .transpose()
-            .map_err(|error: std::io::Error| format!("the body cannot be read: {error}"))?,
+        body: body(options)?,
     })
+}
+
+fn method(options: &Options) -> Result<Method, String> {
+    Method::from_bytes(options.method.as_bytes()).map_err(|_| format!("`{}` is not a method", options.method))
+}
+
+fn body(options: &Options) -> Result<Option<Body>, String> {
+    let read = |file: &PathBuf| Ok(Body { bytes: std::fs::read(file)?, file: Some(file.clone()) });
+    options
+        .body
+        .as_ref()
+        .map(read)
+        .transpose()
+        .map_err(|error: std::io::Error| format!("the body cannot be read: {error}"))
+}
+
+/// An event as Stripe posts it: the bytes of its body signed, and nothing else.
+fn event(options: &Options, key: &SigningKey) -> Result<Signed, String> {
+    let body = body(options)?;
+    let bytes = body.as_ref().map(|body| body.bytes.as_slice()).unwrap_or_default();
+    let at = options.at.unwrap_or_else(|| unix_seconds(SystemTime::now()));
+    let headers = vec![
+        ("Stripe-Signature", key.header(at, bytes)),
+        ("Content-Type", "application/json; charset=utf-8".to_owned()),
+    ];
+    let url = checked_url(&options.url)?;
+    Ok(Signed { method: method(options)?, url, headers, body })
+}
+
+/// A URL that can be asked.
+fn checked_url(text: &str) -> Result<String, String> {
+    let url: Uri = text.parse().map_err(|_| format!("`{text}` is not a URL"))?;
+    if url.scheme().is_none() || url.authority().is_none() {
+        return Err(format!("`{text}` is not a URL with scheme and host"));
+    }
+    if text.contains('#') {
+        return Err(format!("`{text}` has a fragment (#), which is never sent"));
+    }
+    Ok(text.to_owned())
 }
 
 /// Signs as Stripe does: the extra values first, in their order, then the roles, the ids last.
 pub(super) fn signed(request: Request<'_>, key: &SigningKey) -> Result<Signed, String> {
-    let url: Uri = request.url.parse().map_err(|_| format!("`{}` is not a URL", request.url))?;
-    if url.scheme().is_none() || url.authority().is_none() {
-        return Err(format!("`{}` is not a URL with scheme and host", request.url));
-    }
-    if request.url.contains('#') {
-        return Err(format!("`{}` has a fragment (#), which is never sent", request.url));
-    }
+    let mut url = checked_url(request.url)?;
     let extras = extras(request.payload, &request.roles)?;
     let bodyless = matches!(request.method, Method::GET | Method::HEAD);
     if bodyless && (extras.is_some() || request.carrier == Some(Carrier::Body)) {
@@ -216,7 +257,6 @@ pub(super) fn signed(request: Request<'_>, key: &SigningKey) -> Result<Signed, S
     document.print_with_last(&ids, &mut payload);
 
     let mut headers = vec![("Stripe-Signature", key.header(request.at, &payload))];
-    let mut url = request.url.to_owned();
     match carrier {
         Carrier::Body => {}
         Carrier::Headers => {

@@ -167,12 +167,9 @@ impl Job {
         let (delivery, lease) = (Arc::clone(&self.due.delivery), self.due.lease);
         let settled = Settled { delivery, lease, end };
         let (destination, delivery) = (&*self.due.destination, &*self.due.delivery);
-        let mut was_asked = false;
         loop {
             match self.shared.noting(self.shared.inbox.settle(settled.clone()).await) {
                 Ok(true) => return Noted::Yes,
-                // It may have been noted although the store did not say so.
-                Ok(false) if was_asked => return Noted::Yes,
                 Ok(false) => {
                     tracing::warn!(destination, delivery, "an attempt ended after its lease: it may be made again");
                     return Noted::No;
@@ -181,10 +178,7 @@ impl Job {
                     tracing::warn!(destination, delivery, "an attempt could not be noted: it may be made again");
                     return Noted::No;
                 }
-                Err(_) => {
-                    was_asked = true;
-                    tokio::time::sleep(NOTE_AGAIN).await;
-                }
+                Err(_) => tokio::time::sleep(NOTE_AGAIN).await,
             }
         }
     }
@@ -192,6 +186,9 @@ impl Job {
     fn tell_of_death(&self, last: &Attempt) {
         if let Some(audit) = &self.shared.audit {
             audit.delivery_died(last);
+        }
+        if !self.shared.tells_of(&last.destination) {
+            return;
         }
         let (destination, event, delivery) = (&*last.destination, &*last.event, &*last.delivery);
         let (attempts, reason) = (last.number, last.reason.as_deref().unwrap_or_default());

@@ -52,7 +52,7 @@ impl Retry {
     fn delay(&self, attempt: u32, asked: Option<Duration>, random: f64) -> Duration {
         let first = self.first.min(self.longest);
         let most = self.first.saturating_mul(2_u32.saturating_pow(attempt)).clamp(first, self.longest);
-        let drawn = first + (most - first).mul_f64(random.clamp(0.0, 1.0));
+        let drawn = first + most.saturating_sub(first).mul_f64(random.clamp(0.0, 1.0));
         drawn.max(asked.unwrap_or_default()).min(self.longest)
     }
 }

@@ -7,13 +7,13 @@ use std::{
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{Orders, Shared};
 use crate::{
     audit::ByHand,
-    inbox::{Act, Unavailable},
+    inbox::{Act, Figures, Unavailable},
 };
 
 /// How often what is old is dropped, and the pause while there is more of it: what is accepted meanwhile goes first.
@@ -27,17 +27,21 @@ const COUNTS: u32 = 24;
 
 /// Does it for as long as this is polled.
 pub(super) async fn run(shared: Arc<Shared>, orders: watch::Receiver<Arc<Orders>>) {
-    tokio::join!(expire(&shared, &orders), record(&shared), count(&shared));
+    tokio::join!(expire(&shared, orders.clone()), record(&shared), count(&shared, orders));
 }
 
-async fn expire(shared: &Shared, orders: &watch::Receiver<Arc<Orders>>) {
+async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
     loop {
-        let retention = orders.borrow().retention;
+        let retention = orders.borrow_and_update().retention;
         let pause = match shared.noting(shared.inbox.expire(retention).await) {
             Ok(1..) => EXPIRE_PAUSE,
             Ok(0) | Err(_) => EXPIRE_EVERY,
         };
-        sleep(pause).await;
+        // Sooner where another retention may be in force.
+        let changed = timeout(pause, orders.changed()).await;
+        if changed.is_ok_and(|changed| changed.is_err()) {
+            return;
+        }
     }
 }
 
@@ -72,22 +76,40 @@ async fn forget(shared: &Shared, acts: &[Act], recorded: i64) -> Result<(), Unav
     shared.noting(shared.inbox.forget_acts(recorded).await)
 }
 
-async fn count(shared: &Shared) {
+/// Counts, and tells of what is held for nobody whenever there are other orders.
+async fn count(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
     let mut ticks = interval(COUNT_EVERY);
     // A store that takes long to count is given time.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut left = 1_u32;
+    let mut left = 0;
+    orders.mark_changed();
     loop {
         ticks.tick().await;
         if shared.is_asked.swap(false, Ordering::Relaxed) {
             left = COUNTS;
         }
-        if left == 0 {
+        let is_new = orders.has_changed().unwrap_or(false);
+        if left == 0 && !is_new {
             continue;
         }
-        left -= 1;
+        left = left.saturating_sub(1);
         if let Ok(figures) = shared.noting(shared.inbox.figures().await) {
+            if is_new {
+                tell_of_orphans(&orders.borrow_and_update(), &figures);
+            }
             shared.deliveries.store(Some(Arc::new(figures)));
         }
+    }
+}
+
+/// Says what is held for destinations that are not in the configuration.
+fn tell_of_orphans(orders: &Orders, held: &[Figures]) {
+    let is_known = |name: &str| orders.destinations.iter().any(|destination| &*destination.name == name);
+    for of in held.iter().filter(|of| of.pending + of.delivering > 0 && !is_known(&of.destination)) {
+        tracing::warn!(
+            destination = of.destination,
+            deliveries = of.pending + of.delivering,
+            "deliveries wait for a destination that is not in the configuration: put it back, or discard them"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! An event's way: from Stripe into the inbox, or straight on.
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -12,7 +13,7 @@ use hyper::body::Incoming;
 use super::{Content, Exchange, Gateway, exchange, head, tunnel::Asks};
 use crate::{
     audit::Audit,
-    body,
+    body::{self, Taken},
     clock::unix_seconds,
     delivery::Post,
     headers::{self, Client},
@@ -37,6 +38,13 @@ pub struct Intake {
     pub post: Post,
 }
 
+/// An event that Stripe signed, and its bytes with the room that they take.
+pub(super) struct Read<'g> {
+    pub(super) authentic: Authentic,
+    bytes: Bytes,
+    _taken: Taken<'g>,
+}
+
 impl Gateway {
     /// Answers a request for `webhook`: 200 for an event that is safe or not wanted.
     pub(super) async fn take_event(
@@ -48,16 +56,45 @@ impl Gateway {
         client: Option<&Client>,
         exchange: &mut Exchange,
     ) -> Result<Response<Content>, Rejection> {
+        let address = client.map(|client| client.address);
+        if !webhook.takes_from(address) {
+            return Err(Rejection::source_not_allowed());
+        }
+        let Read { authentic, bytes, _taken } = self.read_event(webhook, parts, body, now, address, exchange).await?;
+        if self.audit.as_ref().is_some_and(Audit::refuses) {
+            exchange.note_failure();
+            return Err(Rejection::store_unavailable());
+        }
+        if let Some(outcome) = webhook.drops(authentic.event()) {
+            return acknowledged(exchange, outcome, Decision::Dropped);
+        }
+        match &webhook.mode {
+            Mode::Inbox(_) => {
+                let outcome = self.keep(webhook, parts, &authentic, bytes, now).await.inspect_err(|_| {
+                    exchange.note_failure();
+                })?;
+                acknowledged(exchange, outcome, Decision::Permitted)
+            }
+            Mode::Direct(direct) => self.hand_on(direct, parts, &authentic, bytes, now, exchange).await,
+        }
+    }
+
+    /// From a well-formed head to an event that Stripe signed.
+    pub(super) async fn read_event(
+        &self,
+        webhook: &Webhook,
+        parts: &Parts,
+        body: &mut Option<Incoming>,
+        now: SystemTime,
+        address: Option<IpAddr>,
+        exchange: &mut Exchange,
+    ) -> Result<Read<'_>, Rejection> {
         head::check_host(parts, &self.names)?;
         if parts.method != Method::POST {
             return Err(Rejection::method_not_allowed(&Methods::only(vec![Method::POST])));
         }
         if Asks::of(parts) != Asks::Nothing {
             return Err(Rejection::upgrade_not_allowed(false));
-        }
-        let address = client.map(|client| client.address);
-        if !webhook.takes_from(address) {
-            return Err(Rejection::source_not_allowed());
         }
         webhook.check_form(&parts.headers)?;
         let room = self.room.take(address.map(Network::from));
@@ -77,22 +114,7 @@ impl Gateway {
         })?;
         exchange.note_signed();
         exchange.note_event(authentic.event());
-        if self.audit.as_ref().is_some_and(Audit::refuses) {
-            exchange.note_failure();
-            return Err(Rejection::store_unavailable());
-        }
-        if let Some(outcome) = webhook.drops(authentic.event()) {
-            return acknowledged(exchange, outcome, Decision::Dropped);
-        }
-        match &webhook.mode {
-            Mode::Inbox(_) => {
-                let outcome = self.keep(webhook, parts, &authentic, bytes, now).await.inspect_err(|_| {
-                    exchange.note_failure();
-                })?;
-                acknowledged(exchange, outcome, Decision::Permitted)
-            }
-            Mode::Direct(direct) => self.hand_on(direct, parts, &authentic, bytes, now, exchange).await,
-        }
+        Ok(Read { authentic, bytes, _taken })
     }
 
     /// Answers once the event is durable.

@@ -470,7 +470,10 @@ impl Exchange {
             (Some(route), _) => route.tally.load().count(case, record.status),
             (None, Some(webhook)) => {
                 webhook.tally.load().count(case, record.status);
-                webhook.outcomes.load().count(record.outcome.unwrap_or(Outcome::Refused));
+                // Whose sender went away before it was known whether the event is kept.
+                let is_lost = record.event.is_some() && record.reason.is_none();
+                let otherwise = if is_lost { Outcome::Failed } else { Outcome::Refused };
+                webhook.outcomes.load().count(record.outcome.unwrap_or(otherwise));
             }
             (None, None) => self.unrouted.count(case, record.status),
         }

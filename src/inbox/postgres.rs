@@ -18,10 +18,13 @@ use super::{
 };
 
 mod accept;
+mod desk;
 mod lease;
 mod reader;
 mod settle;
 mod work;
+
+pub(super) use desk::Desk;
 
 /// What leads from one version of the schema to the next.
 const STEPS: [&str; 1] = [include_str!("postgres/1.sql")];
@@ -45,10 +48,12 @@ enum Failure {
     Connection(PoolError),
     Statement(tokio_postgres::Error),
     Slow,
+    /// A row has what none of ours has.
+    Unreadable,
 }
 
 /// A database, and how it is called in messages.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Database {
     pool: Pool,
     place: String,
@@ -74,7 +79,7 @@ pub(super) fn start(
     let runtime = runtime().map_err(unavailable)?;
     let arrivals = Database::of(postgres, 1, FOR_LISTS)?;
     let others = Database::of(postgres, 2, "")?;
-    runtime.block_on(open(&others, state_directory))?;
+    runtime.block_on(open(&others, state_directory, Access::Using))?;
     let Channels { arrivals: arriving, commands, inquiries, drops } = channels;
     let run = move || {
         let arrivals = work::Worker::new(arrivals).run(arriving);
@@ -92,7 +97,7 @@ pub(super) fn init(postgres: &Postgres, state_directory: &Path, accepts_loss: bo
     let unavailable = |error: std::io::Error| OpenError::unavailable(&place, error);
     let before = Marker::read(state_directory).map_err(unavailable)?;
     let (runtime, database) = (runtime().map_err(unavailable)?, Database::of(postgres, 1, "")?);
-    let error = match runtime.block_on(open(&database, state_directory)) {
+    let error = match runtime.block_on(open(&database, state_directory, Access::Using)) {
         Ok(_) if before.is_some() => return Ok(Initialised::Whole),
         Ok(_) => return Ok(Initialised::Made),
         Err(error) => error,
@@ -102,7 +107,7 @@ pub(super) fn init(postgres: &Postgres, state_directory: &Path, accepts_loss: bo
         return Err(error);
     }
     std::fs::remove_file(Marker::path(state_directory)).map_err(unavailable)?;
-    runtime.block_on(open(&database, state_directory))?;
+    runtime.block_on(open(&database, state_directory, Access::Using))?;
     Ok(if matches!(error.fault, Fault::Another(_)) { Initialised::Adopted } else { Initialised::Made })
 }
 
@@ -124,8 +129,16 @@ fn place(postgres: &Postgres) -> String {
     format!("in the PostgreSQL database {:?} at {}", postgres.config.get_dbname().unwrap_or_default(), hosts.join(", "))
 }
 
-/// Looks whether the database has the store that it is to have, makes it if it never was, and brings it up to date.
-async fn open(database: &Database, state_directory: &Path) -> Result<(), OpenError> {
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// To be used; it is made if it never was, and brought up to date.
+    Using,
+    Looking,
+}
+
+/// Looks whether the database has the store that it is to have.
+async fn open(database: &Database, state_directory: &Path, access: Access) -> Result<(), OpenError> {
     let fault = |fault| OpenError { place: database.place.clone(), fault };
     let marker_path = Marker::path(state_directory);
     let unreadable = |error: std::io::Error| OpenError::unavailable(marker_path.display(), error);
@@ -133,17 +146,20 @@ async fn open(database: &Database, state_directory: &Path) -> Result<(), OpenErr
     if marker.as_ref().is_some_and(|marker| marker.kind != Kind::Postgres) {
         return Err(fault(Fault::Another("in a file of SQLite")));
     }
-    let identity = database.with(async |client| migrate(client, marker.is_none()).await).await;
+    let may_make = access == Access::Using && marker.is_none();
+    let identity = database.with(async |client| migrate(client, may_make).await).await;
     let identity = match identity.map_err(|failure| fault(Fault::Unavailable(Box::new(failure))))? {
         Schema::Ours(identity) => identity,
-        Schema::Nothing => return Err(fault(Fault::Empty)),
+        Schema::Nothing => return Err(fault(if marker.is_some() { Fault::Empty } else { Fault::None })),
         Schema::Newer(version) => return Err(fault(Fault::Newer(version.into()))),
         Schema::Broken(what) => return Err(fault(Fault::Corrupt(what))),
     };
     match marker {
         Some(marker) if marker.identity != identity => Err(fault(Fault::Another("in another PostgreSQL database"))),
-        Some(_) => Ok(()),
-        None => Marker { kind: Kind::Postgres, identity }.write(state_directory).map_err(unreadable),
+        None if access == Access::Using => {
+            Marker { kind: Kind::Postgres, identity }.write(state_directory).map_err(unreadable)
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -283,6 +299,7 @@ impl fmt::Display for Failure {
             },
             Self::Connection(PoolError::PostCreateHook(HookError::Backend(error))) => error.fmt(f),
             Self::Connection(error) => error.fmt(f),
+            Self::Unreadable => f.write_str("a delivery is in a state that is none"),
             Self::Slow => write!(f, "the server did not answer within {} s", ANSWERING.as_secs()),
         }
     }

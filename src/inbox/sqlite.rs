@@ -24,9 +24,12 @@ use super::{
 };
 use crate::files;
 
+mod desk;
 mod queue;
 mod reader;
 mod writer;
+
+pub(super) use desk::Desk;
 
 /// What leads from one version of the schema to the next.
 const STEPS: [&str; 1] = [include_str!("sqlite/1.sql")];
@@ -143,13 +146,7 @@ fn open(state_directory: &Path) -> Result<(Opened, Place), OpenError> {
         make(&file).map_err(unavailable)?;
     }
     let mut opened = Opened::of(&file, Access::Writing).map_err(|error| found(&file, error))?;
-    let version = opened.version().map_err(|error| found(&file, error))?;
-    match version {
-        Version::Nothing if marker.is_some() => return Err(fault(Fault::Empty)),
-        Version::Nothing | Version::Ours(_) => {}
-        Version::Newer(number) => return Err(fault(Fault::Newer(number))),
-        Version::Foreign => return Err(fault(Fault::Corrupt("it is no inbox".to_owned()))),
-    }
+    recognise(&opened, marker.is_some())?;
     let identity = opened
         .migrate()
         .and_then(|()| opened.check())
@@ -166,6 +163,17 @@ fn open(state_directory: &Path) -> Result<(Opened, Place), OpenError> {
             .map_err(|error| OpenError::unavailable(Marker::path(state_directory).display(), error))?,
     }
     Ok((opened, Place { file, identity }))
+}
+
+/// Refuses a file that is not an inbox of this version or an earlier one; an empty one only if there `was` something.
+fn recognise(opened: &Opened, was: bool) -> Result<(), OpenError> {
+    let fault = match opened.version().map_err(|error| found(&opened.file, error))? {
+        Version::Nothing if was => Fault::Empty,
+        Version::Nothing | Version::Ours(_) => return Ok(()),
+        Version::Newer(number) => Fault::Newer(number),
+        Version::Foreign => Fault::Corrupt("it is no inbox".to_owned()),
+    };
+    Err(OpenError { place: opened.file.display().to_string(), fault })
 }
 
 /// Makes the folder and the file, which nobody else may read.
@@ -236,21 +244,17 @@ impl Place {
 
 impl Opened {
     fn of(file: &Path, access: Access) -> rusqlite::Result<Self> {
-        let flag = match access {
-            Access::Writing => OpenFlags::SQLITE_OPEN_READ_WRITE,
-            Access::Reading => OpenFlags::SQLITE_OPEN_READ_ONLY,
-        };
-        let connection = Connection::open_with_flags(file, flag | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(file, flags)?;
         connection.busy_timeout(BUSY)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
         // Nothing is written but in the folder, where confinement lets us.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.pragma_update(None, "trusted_schema", false)?;
-        if access == Access::Writing {
-            connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
-            connection.pragma_update(None, "synchronous", "FULL")?;
-        }
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        // Not opened as read-only: whichever is closed last puts the log into the file.
+        connection.pragma_update(None, "query_only", access == Access::Reading)?;
         let node = node(file).ok_or_else(|| rusqlite::Error::InvalidPath(file.to_owned()))?;
         Ok(Self { connection, file: file.to_owned(), node })
     }
@@ -274,6 +278,8 @@ impl Opened {
 
     /// Brings the schema up to date, in one transaction and behind a lock.
     fn migrate(&mut self) -> rusqlite::Result<()> {
+        // It stands in the file from then on.
+        self.connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
         if matches!(self.version()?, Version::Ours(number) if number == STEPS.len() as i64) {
             return Ok(());
         }

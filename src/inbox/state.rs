@@ -38,7 +38,15 @@ impl State {
     /// The state that stands in the store as `code`, where the configuration knows the destination or not.
     pub(super) fn of(code: i64, is_known: bool) -> Option<Self> {
         let state = Self::ALL.into_iter().find(|state| state.code() == code)?;
-        Some(if code < OPEN_BELOW && !is_known { Self::Orphaned } else { state })
+        Some(if state.is_open() && !is_known { Self::Orphaned } else { state })
+    }
+
+    /// Whether it is still to be delivered.
+    pub fn is_open(self) -> bool {
+        match self {
+            Self::Pending | Self::Delivering | Self::Orphaned => true,
+            Self::Delivered | Self::Dead | Self::Discarded => false,
+        }
     }
 
     /// The number in the store. An orphaned one stands there as pending or being delivered.
@@ -57,9 +65,6 @@ impl State {
         }
     }
 }
-
-/// The codes of what is still to be delivered are below this.
-const OPEN_BELOW: i64 = 2;
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

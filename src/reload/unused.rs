@@ -21,22 +21,22 @@ pub(super) struct Lookout {
 }
 
 impl Lookout {
-    /// Says which secrets of `apps`, in force since `since`, are not used at `now` (both in seconds since the epoch).
-    pub(super) fn look(&mut self, apps: impl FnOnce() -> BTreeMap<String, Vec<Arc<Uses>>>, since: i64, now: i64) {
+    /// Says which secrets of `owners`, apps by name and webhooks by path, in force since `since`, are not used at `now` (both in seconds since the epoch).
+    pub(super) fn look(&mut self, owners: impl FnOnce() -> BTreeMap<String, Vec<Arc<Uses>>>, since: i64, now: i64) {
         if self.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
             return;
         }
         self.looked = Some(Instant::now());
-        for (app, uses) in apps() {
+        for (owner, uses) in owners() {
             let Some(place) = unused(&uses, since, now) else { continue };
-            let key = (app.clone(), place);
+            let key = (owner.clone(), place);
             if self.said.get(&key).is_none_or(|said| said.elapsed() >= UNUSED_FOR) {
                 self.said.insert(key, Instant::now());
                 let secret = place + 1;
                 tracing::warn!(
-                    app,
+                    owner,
                     secret,
-                    "this secret has not been used for six hours, and the app's other one has: remove it"
+                    "this secret has not been used for six hours, and the other one has: remove it"
                 );
             }
         }

@@ -24,8 +24,8 @@ pub enum Error {
 pub enum Cause {
     /// There is no connection to it; nothing was sent.
     Connect(io::Error),
-    /// The connection was closed before any byte of an answer.
-    Lost,
+    /// The connection was closed before any byte of an answer; with what TLS said at its end.
+    Lost(Option<rustls::AlertDescription>),
     /// A part of the answer's head came.
     BrokenOff,
     /// It answered with what is no HTTP.
@@ -42,7 +42,7 @@ impl From<Cause> for Error {
     fn from(cause: Cause) -> Self {
         match cause {
             Cause::Connect(error) if error.kind() == io::ErrorKind::TimedOut => Self::Timeout,
-            Cause::Connect(_) | Cause::Lost | Cause::BrokenOff => Self::Unreachable,
+            Cause::Connect(_) | Cause::Lost(_) | Cause::BrokenOff => Self::Unreachable,
             Cause::Late => Self::Timeout,
             Cause::Invalid => Self::Invalid,
             Cause::Busy => Self::Overloaded,
@@ -59,7 +59,8 @@ impl fmt::Display for Cause {
                 Some(error) if error.raw_os_error().is_some() => write!(f, "connect: {}", error.kind()),
                 Some(_) | None => write!(f, "connect: {}", root(error)),
             },
-            Self::Lost => f.write_str("the connection was closed before an answer"),
+            Self::Lost(None) => f.write_str("the connection was closed before an answer"),
+            Self::Lost(Some(alert)) => write!(f, "the connection was closed before an answer: TLS alert {alert:?}"),
             Self::BrokenOff => f.write_str("the answer broke off"),
             Self::Invalid => f.write_str("the answer is not valid HTTP"),
             Self::Late => f.write_str("the answer took too long"),

@@ -115,8 +115,9 @@ pub(super) struct Message<'m> {
 pub(super) enum Failed {
     /// Nothing was sent; another connection may be tried.
     NotSent,
-    /// The connection was lost before any byte of an answer, or the request was refused unseen.
-    Lost,
+    /// The connection was lost before any byte of an answer, or the request was refused unseen; with what TLS said at its
+    /// end.
+    Lost(Option<rustls::AlertDescription>),
     /// Part of an answer came.
     BrokenOff,
     /// What came is not HTTP.
@@ -408,13 +409,25 @@ impl Failed {
                     // The server says that it has not looked at it (RFC 9113, section 8.7).
                     Self::NotSent
                 } else if h2.is_io() || h2.is_go_away() || h2.is_reset() && h2.is_remote() {
-                    Self::Lost
+                    Self::Lost(h2.get_io().and_then(alert_in))
                 } else {
                     Self::Invalid
                 };
             }
+            if let Some(alert) = cause.downcast_ref().and_then(alert_in) {
+                return Self::Lost(Some(alert));
+            }
             source = cause.source();
         }
-        Self::Lost
+        Self::Lost(None)
+    }
+}
+
+/// What TLS said when it ended a connection: under TLS 1.3 a server looks at our certificate when we hold the handshake to be
+/// over.
+fn alert_in(error: &io::Error) -> Option<rustls::AlertDescription> {
+    match error.get_ref()?.downcast_ref()? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
     }
 }

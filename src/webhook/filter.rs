@@ -1,6 +1,6 @@
 //! Which events are taken.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fmt};
 
 /// Of which mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,12 @@ impl TypeFilter {
     }
 }
 
+impl fmt::Display for TypeFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.text, if self.is_prefix { "*" } else { "" })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +75,7 @@ mod tests {
         assert!(takes("invoice.*", "invoice.paid") && takes("invoice.*", "invoice.a.b"));
         assert!(!takes("invoice.*", "invoiceitem.created") && !takes("invoice.*", "invoice"));
         assert!(takes("invoice.paid", "invoice.paid") && !takes("invoice.paid", "invoice.paid.x"));
+        assert_eq!(TypeFilter::parse("invoice.*").unwrap().to_string(), "invoice.*");
         assert!(takes("v2.core.*", "v2.core.account[configuration.customer].updated"));
         for wrong in ["", "*", ".*", "invoice*", "*.paid", "invoice.**", "a..b", "in voice.x", "invoice.*.paid", "a\n"]
         {

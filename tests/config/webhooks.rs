@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use countersign::{
+    command::check,
     config::Change,
     inbox::Store,
     webhook::{Event, Livemode, Mode},
@@ -50,11 +51,11 @@ fn what_is_left_out_has_its_default() {
     let retry = billing.retry;
     let seconds = [retry.first, retry.longest, retry.give_up].map(|time| time.as_secs());
     assert_eq!(seconds, [1, 3600, 3 * 86_400]);
-    let inbox = config.inbox.unwrap();
+    let inbox = &config.inbox;
     assert!(matches!(inbox.store, Store::Sqlite));
     assert_eq!(inbox.retention, Duration::from_secs(30 * 86_400));
     assert_eq!(config.warnings, []);
-    assert!(folder.load(GOOD, &[]).unwrap().inbox.is_none());
+    assert!(config.keeps_events() && !folder.load(GOOD, &[]).unwrap().keeps_events());
 }
 
 #[test]
@@ -243,10 +244,37 @@ fn a_connection_to_a_database_is_plain_only_where_that_is_safe_or_wished() {
         folder.put("url", url);
         let text = GOOD_WEBHOOKS.replace("[inbox]", &format!("[inbox]\npostgres = {{ file = \"url\" }}\n{more}"));
         let config = folder.load(text, &[]).unwrap_or_else(|errors| panic!("{errors}"));
-        let Store::Postgres(database) = config.inbox.unwrap().store else { panic!() };
+        let Store::Postgres(database) = config.inbox.store else { panic!() };
         assert_eq!(database.tls.is_none(), is_plain, "{url} {more}");
         assert!(!format!("{database:?}").contains("u:p"));
     }
+}
+
+#[test]
+fn check_shows_a_line_for_each_destination() {
+    let folder = Folder::new();
+    let text = GOOD_WEBHOOKS.replace("[inbox]", "types = [\"invoice.*\", \"charge.failed\"]\n[[webhooks]]\npath = \"/direct\"\nmode = \"direct\"\nlivemode = false\naccounts = [\"self\"]\nsecrets = [{ file = \"secrets/billing.whsec\" }]\ndeliver = [{ name = \"now\", to = \"https://now\" }]\n[inbox]");
+    let path = folder.put("countersign.toml", text);
+    let run = |format| {
+        let mut out = Vec::new();
+        assert_eq!(check::run(&path, false, format, &folder.environment(&[]), &mut out, &mut Vec::new()), 0);
+        String::from_utf8(out).unwrap()
+    };
+    let text = run(check::Format::Text);
+    let lines: Vec<_> =
+        text.lines().take(3).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        lines,
+        [
+            "WEBHOOK LIVEMODE ACCOUNTS MODE DESTINATION TYPES SIGNED TO",
+            "/stripe/events true any inbox billing invoice.*, charge.failed yes http://billing.intranet:3000/stripe",
+            "/direct false 1 direct now all no https://now/",
+        ]
+    );
+    assert!(text.contains("CERTIFICATE"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&run(check::Format::Json)).unwrap();
+    assert_eq!(json["webhooks"][1]["accounts"], serde_json::json!(["self"]));
+    assert_eq!(json["webhooks"][0]["types"], serde_json::json!(["invoice.*", "charge.failed"]));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use countersign::rejection::Code;
 
-use crate::support::{Gateway, USER, Upstream, signed_body, signed_head};
+use crate::support::{Gateway, NOW, USER, Upstream, posted, signed_body, signed_head};
 
 pub(crate) fn repository(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -39,14 +39,20 @@ fn the_reference_lists_every_code_with_its_status_and_meaning() {
 #[test]
 fn the_reference_lists_every_field_of_the_access_log() {
     let upstream = Upstream::ok();
-    let gateway = Gateway::to(&upstream);
+    let to = upstream.origin();
+    let gateway = Gateway::with(&format!(
+        "[[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{to}\"\n\
+         [[webhooks]]\npath = \"/in\"\nmode = \"direct\"\nsecrets = [{{ file = \"whsec\" }}]\ndeliver = [{{ name = \"in\", to = \"{to}\" }}]\n"
+    ));
+    let event = r#"{"id":"evt_1","type":"invoice.paid","livemode":true}"#;
+    assert_eq!(gateway.ask(posted("/in", event, NOW)).status, 200);
     let body = format!(
         r#"{{"stripe_roles":[{{"type":"builtIn","id":"admin","name":"N"}}],"user_id":"{USER}","account_id":"acct_Test0001"}}"#
     );
     gateway.ask(signed_body("POST", "/a", &body).replace("Host:", "User-Agent: x\r\nHost:"));
     gateway.ask("GET /a HTTP/1.1\r\nHost: gw.test\r\n\r\n");
     let written: BTreeSet<String> =
-        gateway.records(2).iter().flat_map(|record| record.as_object().unwrap().keys().cloned()).collect();
+        gateway.records(3).iter().flat_map(|record| record.as_object().unwrap().keys().cloned()).collect();
     let described: BTreeSet<String> = rows(&repository("docs/reference/access-log.md"))
         .into_iter()
         .filter(|row| row.len() == 3)

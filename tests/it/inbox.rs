@@ -6,7 +6,10 @@ use std::{
 };
 
 use countersign::{
-    inbox::{self, Acceptance, Arrived, Due, End, Inbox, Keeper, Leased, Settings, Settled, Store, Want},
+    inbox::{
+        self, Acceptance, Arrived, Due, End, Inbox, Keeper, Leased, OpenError, Settings, Settled, State, Store, Want,
+        desk::{Deed, Desk, Filter, Refusal},
+    },
     webhook::{Event, EventId},
 };
 
@@ -81,6 +84,11 @@ pub(crate) fn want(destination: &str, most: usize) -> Want {
 
 fn in_order(destination: &str, most: usize) -> Want {
     Want { ordered: true, ..want(destination, most) }
+}
+
+/// Why an inbox cannot be opened.
+fn fault(settings: &Settings) -> OpenError {
+    inbox::open(settings).map(|_| "it was opened").unwrap_err()
 }
 
 fn events(leased: &Leased) -> Vec<&str> {
@@ -191,5 +199,137 @@ mod promises {
         assert_eq!(events(&opened.lease(in_order("b", 1))), ["evt_1"]);
         assert_eq!(events(&opened.lease(in_order("b", 10))), ["evt_3"]);
         assert_eq!(events(&opened.lease(want("b", 10))), ["evt_2", "evt_4"]);
+    }
+
+    pub(super) fn what_is_more_than_wanted_is_due_at_once(opened: &Opened) {
+        for number in 0..5 {
+            opened.accept(arrived(&format!("evt_{number}"), Some("in_1"), &["a"]));
+        }
+        let leased = opened.lease(want("a", 2));
+        assert_eq!((events(&leased), leased.next), (vec!["evt_0", "evt_1"], Some(Duration::ZERO)));
+    }
+
+    pub(super) fn what_is_done_by_hand_is_noted(opened: &Opened, settings: &Settings) {
+        for id in ["evt_1", "evt_2"] {
+            opened.accept(arrived(id, Some("in_1"), &["a", "b"]));
+        }
+        let mut desk = Desk::open(settings).unwrap();
+        assert_eq!(desk.act(Deed::Retry, "evt_3", "op").unwrap(), []);
+        let first = opened.lease(in_order("a", 1)).due.remove(0);
+        // It is under way, and what is for another destination is taken up at once.
+        let done = desk.act(Deed::Retry, "evt_1", "op").unwrap();
+        let refusals: Vec<_> = done.iter().map(|done| (&*done.destination, done.refusal)).collect();
+        assert_eq!(refusals, [("a", Some(Refusal::Delivering)), ("b", None)]);
+        assert_eq!(events(&opened.lease(in_order("a", 9))), [""; 0]);
+        // It is discarded while it is under way: its end counts no more, and the next one goes on.
+        assert_eq!(desk.act(Deed::Discard, &first.delivery, "op").unwrap()[0].refusal, None);
+        assert!(!opened.settle(&first, End::Delivered));
+        let second = opened.lease(in_order("a", 9)).due.remove(0);
+        assert_eq!(&*second.event, "evt_2");
+        assert!(opened.settle(&second, End::Dead { error: "status 410".into() }));
+        // It is taken up again: the same delivery, whose attempts count on, and time counts from now.
+        assert_eq!(desk.act(Deed::Retry, &second.delivery, "op").unwrap()[0].refusal, None);
+        let again = opened.lease(in_order("a", 9)).due.remove(0);
+        assert_eq!((&again.delivery, again.attempt), (&second.delivery, 2));
+        assert!(again.since > second.since && again.received == second.received);
+        assert!(opened.settle(&again, End::Delivered));
+        // What is delivered is made again only where it is named itself.
+        let done = desk.act(Deed::Retry, "evt_2", "op").unwrap();
+        assert_eq!((done.len(), &*done[0].destination), (1, "b"));
+        assert_eq!(desk.act(Deed::Discard, &second.delivery, "op").unwrap()[0].refusal, Some(Refusal::Delivered));
+        assert_eq!(desk.act(Deed::Retry, &second.delivery, "op").unwrap()[0].refusal, None);
+        let acts = opened.wait(opened.inbox.acts()).unwrap();
+        let words: Vec<_> = acts.iter().map(|act| (&*act.act, &*act.event, &*act.destination)).collect();
+        let expected = [
+            ("retry", "evt_1", "b"),
+            ("discard", "evt_1", "a"),
+            ("retry", "evt_2", "a"),
+            ("retry", "evt_2", "b"),
+            ("retry", "evt_2", "a"),
+        ];
+        assert_eq!(words, expected);
+        assert!(acts.iter().all(|act| act.by == "op") && acts[1].delivery == *first.delivery);
+        opened.wait(opened.inbox.forget_acts(acts[3].number)).unwrap();
+        assert_eq!(opened.wait(opened.inbox.acts()).unwrap(), acts[4..]);
+    }
+
+    pub(super) fn lists_are_as_asked_for(opened: &Opened, settings: &Settings) {
+        for id in ["evt_1", "evt_2", "evt_3"] {
+            opened.accept(arrived(id, None, &["a", "gone"]));
+        }
+        let mut other = arrived("evt_4", None, &["a"]);
+        other.event.kind = "invoiceitem.created".into();
+        other.event.account = None;
+        opened.accept(other);
+        let leased = opened.lease(want("a", 2));
+        opened.settle(&leased.due[0], End::Dead { error: "status 500".into() });
+        let desk = Desk::open(settings).unwrap();
+        let known = ["a"];
+        let list = |filter: Filter| {
+            let rows = desk.list(&Filter { limit: 100, ..filter }, &known).unwrap();
+            rows.into_iter().map(|row| (row.event, row.state)).collect::<Vec<_>>()
+        };
+        let row = |event: &str, state| (event.to_owned(), state);
+        let of = |state| Filter { state: Some(state), ..Filter::default() };
+        assert_eq!(list(Filter::default()).len(), 7);
+        assert_eq!(list(of(State::Dead)), [row("evt_1", State::Dead)]);
+        assert_eq!(list(of(State::Delivering)), [row("evt_2", State::Delivering)]);
+        assert_eq!(list(of(State::Pending)), [row("evt_4", State::Pending), row("evt_3", State::Pending)]);
+        let orphaned = ["evt_3", "evt_2", "evt_1"].map(|event| row(event, State::Orphaned));
+        assert_eq!(list(of(State::Orphaned)), orphaned);
+        assert_eq!(list(Filter { destination: Some("gone".into()), ..Filter::default() }), orphaned);
+        let kind = |kind: &str| Filter { kind: Some(kind.into()), ..Filter::default() };
+        assert_eq!(list(Filter { destination: Some("a".into()), ..kind("invoice.*") }).len(), 3);
+        assert_eq!(list(kind("invoiceitem.created")), [row("evt_4", State::Pending)]);
+        assert_eq!(list(kind("invoice")), []);
+        assert_eq!(list(Filter { account: Some("acct_1".into()), ..of(State::Pending) }).len(), 1);
+        assert_eq!(desk.list(&Filter { limit: 2, ..Filter::default() }, &known).unwrap().len(), 2);
+        let dead = desk.list(&Filter { limit: 1, ..of(State::Dead) }, &known).unwrap().remove(0);
+        assert_eq!((dead.attempts, dead.next, dead.last_error.as_deref()), (1, None, Some("status 500")));
+        assert_eq!(dead.delivery, *leased.due[0].delivery);
+        let shown = desk.show("evt_1", &known).unwrap();
+        assert_eq!((shown.len(), shown[0].deliveries.len()), (1, 2));
+        assert_eq!(shown[0].body.as_deref(), Some(&b"{\"id\": \"evt_1\"}\n"[..]));
+        let shown = desk.show(&dead.delivery, &known).unwrap();
+        assert_eq!(shown[0].deliveries, [dead]);
+        assert!(desk.show("evt_9", &known).unwrap().is_empty());
+        let (events, figures) = desk.stats().unwrap();
+        assert_eq!((events, figures.len(), figures[0].dead, figures[1].pending), (4, 2, 1, 3));
+    }
+
+    pub(super) fn old_ones_go(opened: &Opened, settings: &Settings, age: fn(&Settings)) {
+        for id in ["evt_1", "evt_2", "evt_3", "evt_4"] {
+            opened.accept(arrived(id, None, &["a", "b"]));
+        }
+        opened.accept(arrived("evt_5", None, &[]));
+        let leased = [opened.lease(want("a", 4)), opened.lease(want("b", 2))];
+        for due in leased
+            .iter()
+            .flat_map(|leased| &leased.due)
+            .filter(|due| &*due.event != "evt_2" || &*due.destination == "a")
+        {
+            assert!(opened.settle(due, End::Delivered));
+        }
+        assert!(opened.settle(&leased[1].due[1], End::Dead { error: String::new() }));
+        let mut desk = Desk::open(settings).unwrap();
+        desk.act(Deed::Discard, "evt_3", "op").unwrap();
+        let has_body = |desk: &Desk, id: &str| desk.show(id, &[]).unwrap()[0].body.is_some();
+        let expire = |retention| opened.wait(opened.inbox.expire(retention)).unwrap();
+        assert_eq!(expire(DAY), 0);
+        // Delivered, or delivered and discarded: bodies go. Dead or pending: they stay. Ids stay all.
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(expire(Duration::ZERO), 3);
+        let bodies = ["evt_1", "evt_2", "evt_3", "evt_4", "evt_5"].map(|id| has_body(&desk, id));
+        assert_eq!(bodies, [false, true, false, true, false]);
+        assert_eq!(opened.accept(arrived("evt_1", None, &["a"])), Acceptance::Duplicate);
+        let done = desk.act(Deed::Retry, &leased[0].due[0].delivery, "op").unwrap();
+        assert_eq!(done[0].refusal, Some(Refusal::Dropped));
+        // After seven days they go themselves, but for what is left to be delivered or dead.
+        age(settings);
+        assert!(expire(Duration::ZERO) > 0);
+        let left = ["evt_1", "evt_2", "evt_3", "evt_4", "evt_5"].map(|id| !desk.show(id, &[]).unwrap().is_empty());
+        assert_eq!(left, [false, true, false, true, false]);
+        assert_eq!(opened.accept(arrived("evt_1", None, &["a"])), Acceptance::New);
+        assert_eq!(events(&opened.lease(want("b", 9))), ["evt_3", "evt_4"][1..]);
     }
 }

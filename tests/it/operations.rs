@@ -12,7 +12,7 @@ use std::{
 use crate::{
     commands::{Folder, Running, countersign, free_port},
     streams::head_now,
-    support::{ACCOUNT, Answer, Client, USER, Upstream, client_config},
+    support::{ACCOUNT, Answer, Client, USER, Upstream, client_config, posted},
 };
 
 /// A gateway that runs with an operations listener.
@@ -283,9 +283,19 @@ fn documented() -> BTreeMap<String, (String, Vec<String>)> {
 #[test]
 fn the_reference_lists_every_metric_with_its_type_and_labels() {
     let upstream = Upstream::ok();
-    let lab = Lab::new(&upstream.origin(), "");
+    let webhook = format!(
+        "[[webhooks]]\npath = \"/in\"\nsecrets = [{{ file = \"whsec\" }}]\ndeliver = [{{ name = \"in\", to = \"{}\" }}]\n",
+        upstream.origin()
+    );
+    let lab = Lab::new(&upstream.origin(), &webhook);
     assert_eq!(lab.ask(head_now("GET", "/a", "")).status, 200);
-    lab.metrics_with(|metrics| !requests(metrics).is_empty());
+    let now = countersign::clock::unix_seconds(std::time::SystemTime::now());
+    assert_eq!(lab.ask(posted("/in", r#"{"id":"evt_1","type":"a","livemode":true}"#, now)).status, 200);
+    let is_told = |metrics: &BTreeMap<String, f64>| {
+        let delivered = |name: &String| name.starts_with("countersign_deliveries{") && name.contains("delivered");
+        !requests(metrics).is_empty() && metrics.keys().any(delivered)
+    };
+    lab.metrics_with(is_told);
     let told = families(&lab.get("/metrics").1);
     assert_eq!(told, documented());
 }

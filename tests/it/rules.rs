@@ -7,8 +7,8 @@ use std::{
 };
 
 const RULES: u8 = 15;
-/// Replay, events and reloads are for later.
-const NOT_IN_FORCE: [u8; 2] = [7, 13];
+/// Replay is for later.
+const NOT_IN_FORCE: [u8; 1] = [7];
 
 /// Every test of this folder by its name, and the rules that it says to hold.
 fn tests() -> BTreeMap<String, BTreeSet<u8>> {

@@ -16,7 +16,7 @@ use countersign::{
     config::{self, Config, Environment, Scrutiny},
     limits::Limit,
     record::{Log, Writer},
-    secret::SigningSecret,
+    secret::{Kind, SigningSecret},
     server::{self, Server, Stop},
     signature::SigningKey,
 };
@@ -26,6 +26,7 @@ use serde_json::Value;
 pub(crate) mod postgres;
 
 pub(crate) const SECRET: &str = "absec_test_0123456789abcdef0123456789abcdef";
+pub(crate) const WEBHOOK_SECRET: &str = "whsec_test_0123456789abcdef";
 pub(crate) const USER: &str = "usr_Test0001";
 pub(crate) const ACCOUNT: &str = "acct_Test0001";
 /// The time at which the gateway under test believes to be.
@@ -62,6 +63,16 @@ pub(crate) fn signature_at(payload: &str, at: i64) -> String {
 pub(crate) fn sign(secret: &str, payload: &str, at: i64) -> String {
     let secret = SigningSecret::parse(secret.to_owned().into()).unwrap();
     SigningKey::new(&secret).header(at, payload.as_bytes())
+}
+
+/// What Stripe posts `body` to a webhook with, at `at`.
+pub(crate) fn posted(path: &str, body: &str, at: i64) -> String {
+    let secret = SigningSecret::parse_as(Kind::Webhook, WEBHOOK_SECRET.to_owned().into()).unwrap();
+    let signature = SigningKey::new(&secret).header(at, body.as_bytes());
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: gw.test\r\nStripe-Signature: {signature}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 /// A gateway in this process.
@@ -258,6 +269,7 @@ pub(crate) fn write_files(folder: &Path, secret: &str) {
     std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
     std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
     std::fs::write(folder.join("secret"), secret).unwrap();
+    std::fs::write(folder.join("whsec"), WEBHOOK_SECRET).unwrap();
 }
 
 pub(crate) fn client_config(certificate: &Path, protocols: &[&[u8]]) -> rustls::ClientConfig {

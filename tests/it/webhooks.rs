@@ -16,7 +16,7 @@ use countersign::{
 use serde_json::Value;
 
 use crate::{
-    commands::{Folder, Running, free_port},
+    commands::{Folder, Running, countersign, curl, free_port},
     support::{Answer, Client, Upstream, client_config, header, headers},
 };
 
@@ -430,6 +430,68 @@ fn a_store_that_is_locked_is_503_and_the_rest_goes_on() {
 }
 
 #[test]
+fn what_waits_for_a_destination_that_is_gone_is_listed_and_warned_of() {
+    let service = Upstream::answering(|_| b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let lab = Lab::new(&service, "");
+    assert_eq!(lab.post(&event("evt_1", "")).status, 200);
+    lab.records(1, |line| line["countersign.outcome"] == "retry");
+    let file = lab.folder.file("countersign.toml");
+    let text = fs::read_to_string(&file).unwrap().replace("name = \"billing\"", "name = \"another\"");
+    fs::write(&file, text).unwrap();
+    lab.audited(1, "reload");
+    let run = |arguments: &[&str]| {
+        let output = countersign().args(arguments).args(["--config", &file]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(run(&["check"]).contains("1 deliveries wait for the destination `billing`"));
+    let listed: Value = serde_json::from_str(&run(&["inbox", "list", "--format", "json"])).unwrap();
+    assert_eq!((&listed[0]["state"], &listed[0]["event"]), (&"orphaned".into(), &"evt_1".into()), "{listed}");
+    run(&["inbox", "discard", "evt_1"]);
+    let done = &lab.audited(1, "by_hand")[0];
+    assert!(done["act"] == "discard" && done["event"] == "evt_1", "{done}");
+    assert!(!run(&["check"]).contains("deliveries wait"));
+    let said = lab.running.drained();
+    assert!(said.contains("deliveries wait for a destination that is not in the configuration"), "{said}");
+}
+
+#[test]
+fn sign_makes_an_event_that_is_taken_and_explain_says_why_one_is_not() {
+    let service = Upstream::ok();
+    let lab = Lab::new(&service, "");
+    fs::write(lab.folder.file("event.json"), event("evt_1", "")).unwrap();
+    let url = format!("https://127.0.0.1:{}/stripe/events", lab.folder.port);
+    let sign = |secret: &str, more: &[&str]| {
+        let (secret, body) = (lab.folder.file(secret), lab.folder.file("event.json"));
+        let options = ["sign", "--webhook", "--secret-file", &secret, "--body", &body];
+        countersign().args(options).args(more).args(["POST", &url]).output().unwrap()
+    };
+    let line = String::from_utf8(sign("stripe.whsec", &[]).stdout).unwrap();
+    let answer = curl(&line, &format!("--cacert {}", lab.folder.file("cert.pem")));
+    assert!(answer.contains("accepted"), "{answer}");
+    let wrong = sign("secret", &[]);
+    assert_eq!(wrong.status.code(), Some(78));
+    assert!(String::from_utf8(wrong.stderr).unwrap().contains("an app's signing secret"));
+
+    let explain = |line: &[u8], now: &str| {
+        fs::write(lab.folder.file("captured"), line).unwrap();
+        let (config, captured) = (lab.folder.file("countersign.toml"), lab.folder.file("captured"));
+        let options = ["explain", "--config", &config, "--now", now, "--format", "json", &captured];
+        let output = countersign().args(options).output().unwrap();
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    };
+    let body = event("evt_2", "").replace("\"livemode\": true", "\"livemode\": false");
+    let captured = posted("/stripe/events", &body, &key(STRIPES).header(1_790_000_000, body.as_bytes()));
+    let (code, verdict) = explain(captured.as_bytes(), "1790000001");
+    assert_eq!((code, &verdict["verdict"], &verdict["reason"]), (Some(0), &"drop".into(), &"other_mode".into()));
+    let (code, verdict) = explain(captured.replace("evt_2", "evt_3").as_bytes(), "1790000001");
+    assert_eq!((code, &verdict["code"]), (Some(1), &"signature_mismatch".into()), "{verdict}");
+    assert!(verdict["detail"].as_str().unwrap().contains("another endpoint's"), "{verdict}");
+    let (_, verdict) = explain(captured.as_bytes(), "1790000400");
+    assert_eq!(verdict["code"], "timestamp_expired");
+}
+
+#[test]
 fn an_inbox_that_was_there_and_is_gone_stops_the_start() {
     let service = Upstream::ok();
     let lab = Lab::new(&service, "");
@@ -437,8 +499,7 @@ fn an_inbox_that_was_there_and_is_gone_stops_the_start() {
     let Lab { folder, running, .. } = lab;
     running.drained();
     fs::remove_dir_all(folder.file("state/inbox")).unwrap();
-    let output =
-        crate::commands::countersign().args(["run", "--config", &folder.file("countersign.toml")]).output().unwrap();
+    let output = countersign().args(["run", "--config", &folder.file("countersign.toml")]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(69), "{said}");
     assert!(said.contains("countersign inbox init --accept-loss"), "{said}");

@@ -17,7 +17,7 @@ CREATE TABLE countersign.events (
     object text COLLATE "C",
     received timestamptz NOT NULL,
     content_type text,
-    UNIQUE (webhook, id)
+    UNIQUE (id, webhook)
 );
 
 CREATE TABLE countersign.bodies (

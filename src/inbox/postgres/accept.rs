@@ -24,8 +24,8 @@ WITH came AS MATERIALIZED (
 ), new AS (
     INSERT INTO countersign.events (seq, webhook, id, type, livemode, account, object, received, content_type)
     SELECT seq, webhook, id, type, livemode, account, object, received, content_type FROM came
-    ORDER BY webhook COLLATE \"C\", id COLLATE \"C\"
-    ON CONFLICT (webhook, id) DO NOTHING RETURNING seq
+    ORDER BY id COLLATE \"C\", webhook COLLATE \"C\"
+    ON CONFLICT (id, webhook) DO NOTHING RETURNING seq
 ), kept AS (
     INSERT INTO countersign.bodies (event, body) SELECT seq, body FROM came JOIN new USING (seq)
 ), due AS (

@@ -16,7 +16,7 @@ CREATE TABLE events (
     object TEXT,
     received INTEGER NOT NULL,
     content_type TEXT,
-    UNIQUE (webhook, id)
+    UNIQUE (id, webhook)
 ) STRICT;
 
 CREATE TABLE bodies (

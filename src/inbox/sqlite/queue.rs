@@ -20,7 +20,7 @@ pub(super) fn accept(store: &Connection, arrived: &Arrived, now: i64) -> Result<
     let received = micros(arrived.received);
     let mut insert = store.prepare_cached(
         "INSERT INTO events (webhook, id, type, livemode, account, object, received, content_type) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (webhook, id) DO NOTHING",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, webhook) DO NOTHING",
     )?;
     let (account, object) = (event.account.as_deref(), event.object.as_deref());
     let (webhook, id, kind) = (&*arrived.webhook, event.id.as_str(), &*event.kind);

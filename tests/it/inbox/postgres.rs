@@ -1,5 +1,9 @@
 //! The store in PostgreSQL, which gateways may share.
 
+use std::{collections::HashMap, sync::Mutex, time::Instant};
+
+use countersign::inbox::{Fault, Initialised, Unavailable};
+
 use super::*;
 use crate::support::postgres::Server;
 
@@ -42,4 +46,160 @@ fn a_lease_ends() {
 #[test]
 fn an_object_has_one_at_a_time() {
     over_postgres("one_at_a_time", promises::an_object_has_one_at_a_time);
+}
+
+#[test]
+fn what_is_more_than_wanted_is_due_at_once() {
+    over_postgres("more_than_wanted", promises::what_is_more_than_wanted_is_due_at_once);
+}
+
+/// Runs a promise that also looks from beside.
+fn looked_at(name: &str, promise: fn(&Opened, &Settings)) {
+    let Some(server) = Server::shared() else { return };
+    let (settings, _folder) = settings_in(server, name);
+    let opened = Opened::of(&settings);
+    promise(&opened, &settings);
+    opened.finish();
+}
+
+#[test]
+fn what_is_done_by_hand_is_noted() {
+    looked_at("by_hand", promises::what_is_done_by_hand_is_noted);
+}
+
+#[test]
+fn lists_are_as_asked_for() {
+    looked_at("lists", promises::lists_are_as_asked_for);
+}
+
+#[test]
+fn old_ones_go() {
+    looked_at("old_ones", |opened, settings| {
+        promises::old_ones_go(opened, settings, |_| {
+            let sql = "UPDATE countersign.events SET received = received - interval '7 days'; \
+                       UPDATE countersign.deliveries SET settled = settled - interval '7 days'";
+            Server::shared().unwrap().run("old_ones", sql);
+        });
+    });
+}
+
+/// Two gateways that share a database.
+fn two(server: &Server, name: &str) -> [(Opened, tempfile::TempDir); 2] {
+    let (settings, folder) = settings_in(server, name);
+    let other = tempfile::tempdir().unwrap();
+    let beside = Settings { state_directory: other.path().to_owned(), ..settings.clone() };
+    [(Opened::of(&settings), folder), (Opened::of(&beside), other)]
+}
+
+#[test]
+fn two_gateways_never_have_the_same_attempt() {
+    let Some(server) = Server::shared() else { return };
+    let both = two(server, "same_attempt");
+    for number in 0..300 {
+        assert_eq!(both[number % 2].0.accept(arrived(&format!("evt_{number}"), None, &["a"])), Acceptance::New);
+        assert_eq!(both[1].0.accept(arrived(&format!("evt_{number}"), None, &["a"])), Acceptance::Duplicate);
+    }
+    let had = Mutex::new(HashMap::<Arc<str>, u32>::new());
+    std::thread::scope(|scope| {
+        for (opened, _) in &both {
+            scope.spawn(|| {
+                loop {
+                    let leased = opened.lease(want("a", 7));
+                    if leased.due.is_empty() && leased.next.is_some_and(|next| next > Duration::from_secs(1)) {
+                        return;
+                    }
+                    let mut had = had.lock().unwrap();
+                    leased.due.iter().for_each(|due| *had.entry(Arc::clone(&due.delivery)).or_default() += 1);
+                }
+            });
+        }
+    });
+    let had = had.into_inner().unwrap();
+    assert_eq!((had.len(), had.values().max()), (300, Some(&1)));
+    both.into_iter().for_each(|(opened, _)| opened.finish());
+}
+
+#[test]
+fn two_gateways_keep_the_order_of_each_object() {
+    const EVENTS: usize = 200;
+    let Some(server) = Server::shared() else { return };
+    let both = two(server, "both_in_order");
+    for number in 0..EVENTS {
+        let object = format!("in_{}", number % 3);
+        both[0].0.accept(arrived(&format!("evt_{number}"), Some(&object), &["a"]));
+    }
+    let begun = Instant::now();
+    let log = Mutex::new(Vec::<(Arc<str>, usize)>::new());
+    std::thread::scope(|scope| {
+        for (opened, _) in &both {
+            scope.spawn(|| {
+                while log.lock().unwrap().len() < EVENTS {
+                    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", log.lock().unwrap());
+                    for due in opened.lease(in_order("a", 2)).due {
+                        let number = due.event.strip_prefix("evt_").unwrap().parse().unwrap();
+                        log.lock().unwrap().push((due.object.clone().unwrap(), number));
+                        assert!(opened.settle(&due, End::Delivered));
+                    }
+                }
+            });
+        }
+    });
+    let log = log.into_inner().unwrap();
+    let mut last = HashMap::new();
+    for (object, number) in &log {
+        let before = last.insert(Arc::clone(object), *number);
+        assert!(before.is_none_or(|before| before + 3 == *number), "{object}: {number} after {before:?}");
+    }
+    assert_eq!(log.len(), EVENTS);
+    both.into_iter().for_each(|(opened, _)| opened.finish());
+}
+
+#[test]
+fn a_server_that_is_gone_refuses_and_is_taken_up_again() {
+    let Some(server) = Server::start() else { return };
+    let (settings, _folder) = settings_in(&server, "gone");
+    let opened = Opened::of(&settings);
+    for number in 0..20 {
+        assert_eq!(opened.accept(arrived(&format!("evt_{number}"), None, &["a"])), Acceptance::New);
+    }
+    server.kill();
+    let refused = opened.wait(opened.inbox.accept(arrived("evt_20", None, &["a"])));
+    assert_eq!(refused, Err(Unavailable::Failed));
+    assert_eq!(opened.wait(opened.inbox.lease(want("a", 1))).unwrap_err(), Unavailable::Failed);
+    let error = inbox::open(&settings).map(|_| ()).unwrap_err();
+    assert!(matches!(error.fault, Fault::Unavailable(_)), "{error}");
+    server.start_again();
+    assert_eq!(opened.accept(arrived("evt_20", None, &["a"])), Acceptance::New);
+    for number in 0..20 {
+        assert_eq!(opened.accept(arrived(&format!("evt_{number}"), None, &["a"])), Acceptance::Duplicate);
+    }
+    assert_eq!(opened.lease(want("a", 100)).due.len(), 21);
+    opened.finish();
+}
+
+#[test]
+fn a_store_that_is_lost_or_later_is_not_used() {
+    let Some(server) = Server::shared() else { return };
+    let (settings, _folder) = settings_in(server, "lost");
+    Opened::of(&settings).finish();
+    server.run("lost", "UPDATE countersign.store SET version = 2");
+    assert!(matches!(fault(&settings).fault, Fault::Newer(2)));
+    assert!(matches!(inbox::init(&settings, true).unwrap_err().fault, Fault::Newer(2)));
+    server.run("lost", "UPDATE countersign.store SET version = 1, identity = 'another'");
+    assert!(matches!(fault(&settings).fault, Fault::Another(_)));
+    assert!(matches!(inbox::init(&settings, false).unwrap_err().fault, Fault::Another(_)));
+    assert_eq!(inbox::init(&settings, true).unwrap(), Initialised::Adopted);
+    Opened::of(&settings).finish();
+    server.run("lost", "DROP TABLE countersign.bodies");
+    let error = fault(&settings);
+    assert!(matches!(error.fault, Fault::Corrupt(_)), "{error}");
+    server.run("lost", "DROP SCHEMA countersign CASCADE");
+    let error = fault(&settings);
+    assert!(matches!(error.fault, Fault::Empty), "{error}");
+    assert!(matches!(Desk::open(&settings).unwrap_err().fault, Fault::Empty));
+    assert_eq!(inbox::init(&settings, true).unwrap(), Initialised::Made);
+    Opened::of(&settings).finish();
+    // The same state directory with the other kind of store.
+    let error = fault(&Settings { store: Store::Sqlite, ..settings });
+    assert!(matches!(error.fault, Fault::Another(_)), "{error}");
 }

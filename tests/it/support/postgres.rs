@@ -120,6 +120,8 @@ impl Server {
             assert!(started.elapsed() < Duration::from_secs(20), "it is still there");
             std::thread::sleep(Duration::from_millis(5));
         }
+        // Nobody has waited for it yet, so its number is still taken.
+        fs::remove_file(self.folder.join("data/postmaster.pid")).unwrap();
     }
 
     /// Starts the server again on the same data and port.

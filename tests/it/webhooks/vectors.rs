@@ -39,7 +39,7 @@ fn judged(vectors: &[&Value]) -> Vec<String> {
         std::fs::write(folder.path().join(format!("whsec{number}")), secret.as_str().unwrap()).unwrap();
         references.push(format!("{{ file = \"whsec{number}\" }}"));
     }
-    let mut config = load(
+    let config = load(
         folder.path(),
         "certificate = \"cert.pem\"\nprivate_key = \"key.pem\"\n",
         &format!(
@@ -48,7 +48,7 @@ fn judged(vectors: &[&Value]) -> Vec<String> {
         ),
     );
     let (log, _) = Log::start(Box::new(std::io::sink())).unwrap();
-    let mailroom = Opened::new(config.inbox.take().unwrap()).unwrap();
+    let mailroom = Opened::new(config.inbox.clone()).unwrap();
     let mailroom = mailroom.deliver(Vec::new(), (log, None), "test".into(), Clock::System).unwrap();
     let settings = server::Settings { workers: Some(1), intake: Some(mailroom.intake()), ..config.into() };
     let gateway = Gateway::start(settings, folder);
