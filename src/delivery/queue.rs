@@ -47,6 +47,10 @@ impl Queue {
     /// Delivers until there is a drain, or nothing is assigned any more, and what is under way has ended.
     pub(super) async fn run(mut self) {
         loop {
+            // All that have ended make room together, for each look is a transaction.
+            while let Some(ended) = self.running.try_join_next() {
+                self.go_on(ended);
+            }
             let assignment = self.assigned();
             if assignment.is_none() && self.running.is_empty() {
                 return;
