@@ -42,7 +42,7 @@ pub struct Intake {
 pub(super) struct Read<'g> {
     pub(super) authentic: Authentic,
     bytes: Bytes,
-    _taken: Taken<'g>,
+    _room: Taken<'g>,
 }
 
 impl Gateway {
@@ -60,7 +60,7 @@ impl Gateway {
         if !webhook.takes_from(address) {
             return Err(Rejection::source_not_allowed());
         }
-        let Read { authentic, bytes, _taken } = self.read_event(webhook, parts, body, now, address, exchange).await?;
+        let Read { authentic, bytes, _room } = self.read_event(webhook, parts, body, now, address, exchange).await?;
         if self.audit.as_ref().is_some_and(Audit::refuses) {
             exchange.note_failure();
             return Err(Rejection::store_unavailable());
@@ -98,7 +98,7 @@ impl Gateway {
         }
         webhook.check_form(&parts.headers)?;
         let room = self.room.take(address.map(Network::from));
-        let (bytes, _taken) = match body.as_mut() {
+        let (bytes, room) = match body.as_mut() {
             None => (Bytes::new(), room),
             Some(incoming) => {
                 let (declared, end) = (head::declared_length(&parts.headers), head::end(parts));
@@ -114,7 +114,7 @@ impl Gateway {
         })?;
         exchange.note_signed();
         exchange.note_event(authentic.event());
-        Ok(Read { authentic, bytes, _taken })
+        Ok(Read { authentic, bytes, _room: room })
     }
 
     /// Answers once the event is durable.

@@ -277,8 +277,8 @@ impl Gateway {
 
     fn deliveries(&self, families: &mut Families<'_>) -> fmt::Result {
         let Some((condition, gauge)) = &self.mail else { return Ok(()) };
-        let help = "Time until an event is durable";
-        families.histograms("countersign_inbox_commit", help, [([], &condition.commit_time)])?;
+        let durable = "Time until an event is durable";
+        families.histograms("countersign_inbox_commit", durable, [([], &condition.commit_time)])?;
         let figures = gauge.figures();
         let attempts = figures.attempts.iter().map(|(destination, outcome, count)| {
             ([("destination", destination.to_string()), ("outcome", outcome.as_str().to_owned())], *count)

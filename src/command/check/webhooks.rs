@@ -17,7 +17,7 @@ pub(super) const INBOX: &str = "the inbox";
 /// Warns of what the inbox holds for destinations that are not in the configuration. A database is asked only if `strict`.
 pub(super) fn warn_of_orphans(config: &mut Config, strict: bool) {
     let is_near = matches!(config.inbox.store, Store::Sqlite);
-    if !config.keeps_events() && !is_near || !is_near && !strict {
+    if !is_near && !(strict && config.keeps_events()) {
         return;
     }
     let held = match Desk::open(&config.inbox) {
