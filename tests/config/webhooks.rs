@@ -111,7 +111,15 @@ fn each_mistake_is_told_at_its_place() {
         ("path =", "accounts = [\"cus_1\"]\npath =", "\"cus_1\"", "not an account id", "\"self\""),
         ("path =", "accounts = []\npath =", "[]\npath", "is empty", "accounts ="),
         ("path =", "mode = \"queue\"\npath =", "\"queue\"", "is no mode", "\"direct\""),
-        ("path =", "body_limit = \"1GiB\"\npath =", "\"1GiB\"", "does not fit", "[limits]"),
+        ("path =", "body_limit = \"33MiB\"\npath =", "\"33MiB\"", "out of range", "32MiB"),
+        (
+            "[inbox]",
+            "[limits]\nbuffered_bytes = \"8MiB\"\nbuffered_bytes_per_address = \"8MiB\"\n[[webhooks]]\npath = \"/b\"\nbody_limit = \"9MiB\"\n\
+             secrets = [{ file = \"secrets/billing.whsec\" }]\ndeliver = [{ name = \"b\", to = \"http://b\" }]\n[inbox]",
+            "\"9MiB\"",
+            "does not fit",
+            "[limits]",
+        ),
         ("path =", "sources = { file = \"nowhere\" }\npath =", "\"nowhere\"", "cannot be read", "one a line"),
         (
             "path =",

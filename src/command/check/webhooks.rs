@@ -15,7 +15,7 @@ use crate::{
 pub(super) const INBOX: &str = "the inbox";
 
 /// Warns of what the inbox holds for destinations that are not in the configuration. A database is asked only if `strict`.
-pub(super) fn warn_of_orphans(config: &mut Config, strict: bool) {
+pub(in crate::command) fn warn_of_orphans(config: &mut Config, strict: bool) {
     let is_near = matches!(config.inbox.store, Store::Sqlite);
     if !is_near && !(strict && config.keeps_events()) {
         return;
