@@ -151,7 +151,7 @@ pub enum End {
 /// What somebody did to a delivery by hand, for the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Act {
-    /// Its number; the ones up to it are forgotten by [`Inbox::forget_acts`].
+    /// What [`Inbox::forget_acts`] knows it by.
     pub number: i64,
     pub at: SystemTime,
     /// `retry` or `discard`.
@@ -247,12 +247,12 @@ impl Inbox {
         asked(&self.commands, Command::Acts(ask), answer).await
     }
 
-    /// Forgets the acts up to number `last`, which were recorded.
+    /// Forgets the acts with these numbers, which were recorded.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn forget_acts(&self, last: i64) -> Result<(), Unavailable> {
-        let (ask, answer) = Ask::new(last);
+    pub async fn forget_acts(&self, numbers: Vec<i64>) -> Result<(), Unavailable> {
+        let (ask, answer) = Ask::new(numbers);
         asked(&self.commands, Command::ForgetActs(ask), answer).await
     }
 

@@ -120,9 +120,9 @@ pub(super) async fn acts(client: &Object) -> Result<Vec<Act>> {
     rows.iter().map(act).collect()
 }
 
-/// Forgets the acts up to a number.
-pub(super) async fn forget_acts(client: &Object, last: i64) -> Result<()> {
-    client.execute("DELETE FROM countersign.acts WHERE number <= $1", &[&last]).await?;
+/// Forgets the acts with these numbers.
+pub(super) async fn forget_acts(client: &Object, numbers: &[i64]) -> Result<()> {
+    client.execute("DELETE FROM countersign.acts WHERE number = ANY($1)", &[&numbers]).await?;
     Ok(())
 }
 

@@ -194,10 +194,10 @@ pub(super) fn acts(store: &Connection) -> Result<Vec<Act>> {
     acts.collect()
 }
 
-/// Forgets the acts up to a number.
-pub(super) fn forget_acts(store: &Connection, last: i64) -> Result<()> {
-    store.prepare_cached("DELETE FROM acts WHERE number <= ?")?.execute([last])?;
-    Ok(())
+/// Forgets the acts with these numbers.
+pub(super) fn forget_acts(store: &Connection, numbers: &[i64]) -> Result<()> {
+    let mut forget = store.prepare_cached("DELETE FROM acts WHERE number = ?")?;
+    numbers.iter().try_for_each(|number| forget.execute([number]).map(|_| ()))
 }
 
 /// Drops what was found to be old, but for what was taken up again since.

@@ -102,7 +102,7 @@ fn carry_out(store: &Connection, command: &mut Command, now: i64) -> Result<()> 
         Command::Accept(_) | Command::Lease(_) | Command::Finish => {}
         Command::Settle(ask) => ask.answer = Some(queue::settle(store, &ask.what, now)?),
         Command::Acts(ask) => ask.answer = Some(queue::acts(store)?),
-        Command::ForgetActs(ask) => ask.answer = Some(queue::forget_acts(store, ask.what)?),
+        Command::ForgetActs(ask) => ask.answer = Some(queue::forget_acts(store, &ask.what)?),
         Command::Drop(ask) => ask.answer = Some(queue::drop(store, &ask.what)?),
     }
     Ok(())
