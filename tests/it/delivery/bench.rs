@@ -151,6 +151,11 @@ impl Bench {
         lines.filter(|line| line["countersign.destination"] == destination).collect()
     }
 
+    /// How many records the audit log has.
+    pub(crate) fn recorded(&self) -> u64 {
+        self.audit.as_ref().unwrap().0.head().sequence
+    }
+
     /// Has the audit log fail from now on: it is to go on in a new segment, and there is another file at each place for one.
     pub(crate) fn break_audit(&self, on_error: OnError) -> Vec<PathBuf> {
         let audit = &self.audit.as_ref().unwrap().0;
