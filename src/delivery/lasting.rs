@@ -67,9 +67,9 @@ mod tests {
     #[test]
     fn work_that_panics_is_begun_again_and_it_is_told_that_it_stopped() {
         let (is_stopped, turns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (stopped, begun) = (Arc::clone(&is_stopped), Arc::clone(&turns));
+        let (stopped, counted) = (Arc::clone(&is_stopped), Arc::clone(&turns));
         let begin = move || {
-            let turn = begun.fetch_add(1, Ordering::Relaxed);
+            let turn = counted.fetch_add(1, Ordering::Relaxed);
             async move { assert!(turn > 0, "on purpose") }
         };
         let thread = std::thread::spawn(move || run(&runtime(), &stopped, begin));
