@@ -79,7 +79,7 @@ async fn forget(shared: &Shared, acts: &[Act], recorded: i64) -> Result<(), Unav
     if acts.iter().all(|act| act.number > recorded) {
         return Ok(());
     }
-    shared.inbox.forget_acts(recorded).await
+    shared.inbox.forget_acts(acts.iter().map(|act| act.number).filter(|number| *number <= recorded).collect()).await
 }
 
 /// Counts, and tells of what is held for nobody whenever there are other orders.
