@@ -151,7 +151,7 @@ pub enum End {
 /// What somebody did to a delivery by hand, for the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Act {
-    /// What [`Inbox::forget_acts`] knows it by.
+    /// Its number, by which [`Inbox::forget_acts`] forgets it.
     pub number: i64,
     pub at: SystemTime,
     /// `retry` or `discard`.
@@ -247,7 +247,7 @@ impl Inbox {
         asked(&self.commands, Command::Acts(ask), answer).await
     }
 
-    /// Forgets the acts with these numbers, which were recorded.
+    /// Forgets the acts with these `numbers`, which were recorded, and no others: a store that was restored gives numbers again.
     ///
     /// # Errors
     /// [`Unavailable`].
