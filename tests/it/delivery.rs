@@ -284,7 +284,9 @@ fn what_was_done_by_hand_is_remembered_until_the_audit_log_has_it() {
         // Longer than it takes to look, and to write what can be written.
         std::thread::sleep(Duration::from_secs(6));
         assert_eq!(left(), 2, "{on_error:?}");
-        in_the_way.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        for path in in_the_way {
+            std::fs::remove_file(path).unwrap();
+        }
         eventually(|| (left() == 0).then_some(()));
         let audited = bench.audited("inbox");
         let deliveries: Vec<_> = audited.iter().map(|record| record["delivery"].as_str().unwrap().to_owned()).collect();
