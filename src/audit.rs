@@ -108,6 +108,21 @@ pub struct ByHand<'a> {
     pub destination: &'a str,
 }
 
+/// Tells a record that was handed over from all others of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt(u64);
+
+/// What became of a record that was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It may not be on the disk yet.
+    Waits,
+    /// It is there, and outlasts the machine.
+    Kept,
+    /// It was thrown away, or may have been, for nothing could be written: it is to be told again.
+    Lost,
+}
+
 /// Takes records. All who decide have one, and all of them the same.
 #[derive(Clone, Debug)]
 pub struct Audit(Arc<Shared>);
@@ -122,6 +137,16 @@ struct Shared {
     /// The number of the last record before this process's first.
     began_at: u64,
     head: Mutex<Head>,
+    progress: Mutex<Progress>,
+}
+
+/// How far the writer has come with what was handed over, in numbers of records since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    /// Up to this one all are on the disk, but for those that were lost.
+    synced: u64,
+    /// The last one that was lost.
+    lost: u64,
 }
 
 /// What was handed over and not taken yet.
@@ -130,6 +155,8 @@ struct Waiting {
     /// The records' own fields, one behind the other.
     fields: Vec<u8>,
     records: Vec<Pending>,
+    /// How many records were ever handed over.
+    handed: u64,
     /// Requests that were refused before anything was proven, by reason, since the writer last asked.
     unproven: Vec<(&'static str, u64)>,
     /// Records for which there was no room.
@@ -278,15 +305,17 @@ impl Audit {
         });
     }
 
-    /// Records that a delivery is given up after `last`, its last attempt.
-    pub fn delivery_died(&self, last: &Attempt) {
-        let _ = self.push(Kind::Delivery, |out| last.print_death(out));
+    /// Records that a delivery is given up after `last`, its last attempt. Whether there was room for it.
+    #[must_use]
+    pub fn delivery_died(&self, last: &Attempt) -> bool {
+        self.push(Kind::Delivery, |out| last.print_death(out))
     }
 
-    /// Records what somebody did to a delivery by hand. Whether there was room for it: else it is to be told again.
+    /// Records what somebody did to a delivery by hand. What [`Audit::fate`] tells of it by; `None` if there was no room for
+    /// it: then it is to be told again.
     #[must_use]
-    pub fn done_by_hand(&self, done: &ByHand<'_>) -> bool {
-        self.push(Kind::Inbox, |out| {
+    pub fn done_by_hand(&self, done: &ByHand<'_>) -> Option<Receipt> {
+        self.hand_over(Kind::Inbox, |out| {
             member(out, "act", done.act);
             member(out, "by", done.by);
             out.extend_from_slice(b",\"at\":\"");
@@ -335,14 +364,31 @@ impl Audit {
         *self.0.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What became of a record until now.
+    pub fn fate(&self, of: Receipt) -> Fate {
+        let Progress { synced, lost } = *self.0.progress();
+        if of.0 <= lost {
+            Fate::Lost
+        } else if of.0 <= synced {
+            Fate::Kept
+        } else {
+            Fate::Waits
+        }
+    }
+
     /// Whether there was room for it.
     fn push(&self, kind: Kind, print: impl FnOnce(&mut Vec<u8>)) -> bool {
+        self.hand_over(kind, print).is_some()
+    }
+
+    /// `None`: there was no room for it.
+    fn hand_over(&self, kind: Kind, print: impl FnOnce(&mut Vec<u8>)) -> Option<Receipt> {
         let time = SystemTime::now();
         let mut waiting = self.0.waiting();
         if waiting.fields.len() >= WAITING_LIMIT_BYTES {
             waiting.lost += 1;
             self.0.failing.store(true, Ordering::Relaxed);
-            return false;
+            return None;
         }
         let oldest = waiting.records.first().map_or(time, |record| record.time);
         if time.duration_since(oldest).is_ok_and(|waited| waited > HANGING) {
@@ -352,8 +398,10 @@ impl Audit {
         print(&mut waiting.fields);
         let end = waiting.fields.len();
         waiting.records.push(Pending { time, kind, end });
+        waiting.handed += 1;
+        let receipt = Receipt(waiting.handed);
         self.0.wake(waiting);
-        true
+        Some(receipt)
     }
 }
 
@@ -369,6 +417,10 @@ impl Shared {
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

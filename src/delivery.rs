@@ -18,7 +18,6 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::uri::PathAndQuery;
 use tokio::{
-    runtime::Runtime,
     sync::{Notify, watch},
     time::Instant,
 };
@@ -33,6 +32,7 @@ use crate::{
 };
 
 mod attempt;
+mod lasting;
 mod queue;
 mod queues;
 pub mod retry;
@@ -58,7 +58,7 @@ pub struct Destination {
     pub target: PathAndQuery,
     /// What deliveries are signed with; `None`: nothing.
     pub key: Option<SigningKey>,
-    /// From the beginning of an attempt to the end of its answer.
+    /// From the beginning of an attempt to the head of its answer.
     pub timeout: Duration,
     /// Attempts at one time, at least one.
     pub concurrency: usize,
@@ -120,6 +120,8 @@ struct Shared {
     log: Log,
     audit: Option<Audit>,
     clock: Clock,
+    /// Delivering panicked, and is not begun again yet.
+    is_stopped: AtomicBool,
     /// The store did not answer when it was last asked.
     is_store_gone: AtomicBool,
     /// What wakes each queue.
@@ -152,6 +154,7 @@ impl Deliverer {
             log,
             audit,
             clock,
+            is_stopped: AtomicBool::new(false),
             is_store_gone: AtomicBool::new(false),
             bells: ArcSwap::default(),
             counts: Mutex::default(),
@@ -161,8 +164,11 @@ impl Deliverer {
         });
         let orders = watch::Sender::new(Arc::new(Orders { destinations, retention, config }));
         let stage = watch::Sender::new(Stage::On);
-        let work = work(Arc::clone(&shared), orders.subscribe(), stage.subscribe());
-        let run = move || run(runtime, work);
+        let (own, ordered, staged) = (Arc::clone(&shared), orders.subscribe(), stage.subscribe());
+        let run = move || {
+            lasting::run(&runtime, &own.is_stopped, || work(Arc::clone(&own), ordered.clone(), staged.clone()));
+            runtime.shutdown_background();
+        };
         let thread = std::thread::Builder::new().name("delivery".into()).spawn(run)?;
         Ok(Self { shared, orders, stage, thread })
     }
@@ -206,6 +212,11 @@ impl Post {
 }
 
 impl Gauge {
+    /// Whether nothing is delivered, for the thread panicked. It is begun again within a second or so.
+    pub fn is_stopped(&self) -> bool {
+        self.0.is_stopped.load(Ordering::Relaxed)
+    }
+
     /// How delivering goes. What the inbox holds is asked for every five seconds as long as somebody wants to know.
     pub fn figures(&self) -> Figures {
         let shared = &self.0;
@@ -220,15 +231,12 @@ impl Gauge {
     }
 }
 
-fn run(runtime: Runtime, work: impl Future<Output = ()>) {
-    runtime.block_on(work);
-    runtime.shutdown_background();
-}
-
 /// Delivers until the drain has ended, or nobody holds the [`Deliverer`] any more.
 async fn work(shared: Arc<Shared>, mut orders: watch::Receiver<Arc<Orders>>, mut stage: watch::Receiver<Stage>) {
     let mut queues = Queues::new(Arc::clone(&shared), stage.clone());
-    let mut upkeep = std::pin::pin!(upkeep::run(Arc::clone(&shared), orders.clone()));
+    let (kept, ordered) = (Arc::clone(&shared), orders.clone());
+    let keep_up = || upkeep::run(Arc::clone(&kept), ordered.clone());
+    let mut upkeep = Box::pin(lasting::beside("upkeep of the inbox", keep_up));
     let until = loop {
         let now = Arc::clone(&orders.borrow_and_update());
         queues.follow(&now);
@@ -242,6 +250,7 @@ async fn work(shared: Arc<Shared>, mut orders: watch::Receiver<Arc<Orders>>, mut
             () = &mut upkeep => return,
         }
     };
+    drop(upkeep);
     if tokio::time::timeout_at(until + LAST_NOTES, queues.ended()).await.is_err() {
         tracing::warn!("not all attempts could be noted before the end; they will be made again");
     }

@@ -151,7 +151,7 @@ pub enum End {
 /// What somebody did to a delivery by hand, for the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Act {
-    /// Its number; the ones up to it are forgotten by [`Inbox::forget_acts`].
+    /// Its number, by which [`Inbox::forget_acts`] forgets it.
     pub number: i64,
     pub at: SystemTime,
     /// `retry` or `discard`.
@@ -247,12 +247,12 @@ impl Inbox {
         asked(&self.commands, Command::Acts(ask), answer).await
     }
 
-    /// Forgets the acts up to number `last`, which were recorded.
+    /// Forgets the acts with these `numbers`, which were recorded, and no others: a store that was restored gives numbers again.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn forget_acts(&self, last: i64) -> Result<(), Unavailable> {
-        let (ask, answer) = Ask::new(last);
+    pub async fn forget_acts(&self, numbers: Vec<i64>) -> Result<(), Unavailable> {
+        let (ask, answer) = Ask::new(numbers);
         asked(&self.commands, Command::ForgetActs(ask), answer).await
     }
 

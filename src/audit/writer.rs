@@ -66,6 +66,7 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
         failing: AtomicBool::new(false),
         began_at,
         head: Mutex::new(ledger.head),
+        progress: Mutex::default(),
     });
     let audit = Audit(Arc::clone(&shared));
     let thread = std::thread::Builder::new().name("audit-log".into()).spawn(move || write(&shared, ledger))?;
@@ -124,6 +125,8 @@ struct Batch {
     fields: Vec<u8>,
     records: Vec<Pending>,
     written: usize,
+    /// How many records were ever taken.
+    taken: u64,
 }
 
 impl Batch {
@@ -134,6 +137,17 @@ impl Batch {
         self.fields.shrink_to(KEPT_BYTES);
         self.records.shrink_to(KEPT_BYTES / 1024);
         self.written = 0;
+    }
+
+    /// Throws away what is not written; how many records that are.
+    fn lose(&mut self) -> u64 {
+        let lost = self.unwritten();
+        *self = Self { taken: self.taken, ..Self::default() };
+        lost
+    }
+
+    fn unwritten(&self) -> u64 {
+        (self.records.len() - self.written) as u64
     }
 
     fn fields(&self, place: usize) -> &[u8] {
@@ -162,6 +176,9 @@ fn write(shared: &Shared, mut ledger: Ledger) {
         let result = ledger.record_loss(&mut lost).and_then(|()| ledger.write(&mut batch));
         let result = result.and_then(|()| ledger.tend(finished.is_some()));
         *shared.head.lock().unwrap_or_else(PoisonError::into_inner) = ledger.head;
+        if ledger.dirty.is_none() {
+            shared.progress().synced = batch.taken - batch.unwritten();
+        }
         let has_lost = shared.waiting().lost > 0;
         shared.failing.store(result.is_err() || has_lost, Ordering::Relaxed);
         let Err(error) = result else {
@@ -185,8 +202,8 @@ fn write(shared: &Shared, mut ledger: Ledger) {
             tracing::error!(%error, consequence, "the audit log cannot be written");
         }
         if ledger.settings.on_error == OnError::Serve && finished.is_none() {
-            lost += (batch.records.len() - batch.written) as u64;
-            batch = Batch::default();
+            lost += batch.lose();
+            shared.progress().lost = batch.taken;
         }
         if finished.is_some_and(|deadline| deadline <= Instant::now()) {
             return;
@@ -225,6 +242,7 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
         ledger.is_changed |= settings != ledger.settings;
         ledger.settings = settings;
     }
+    let before = batch.records.len();
     if batch.records.is_empty() {
         // Not copied, for the workers wait for the lock.
         std::mem::swap(&mut batch.fields, &mut waiting.fields);
@@ -234,6 +252,7 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
         batch.fields.append(&mut waiting.fields);
         batch.records.extend(waiting.records.drain(..).map(|record| Pending { end: before + record.end, ..record }));
     }
+    batch.taken += (batch.records.len() - before) as u64;
     if !waiting.unproven.is_empty() {
         ledger.fresh.since.get_or_insert_with(Instant::now);
     }
@@ -394,6 +413,7 @@ mod tests {
             failing: AtomicBool::new(false),
             began_at: 0,
             head: Mutex::default(),
+            progress: Mutex::default(),
         }
     }
 

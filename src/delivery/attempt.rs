@@ -21,11 +21,12 @@ use crate::{
     inbox::{Due, End, Settled},
     record::{Attempt, AttemptOutcome},
     traces::Traceparent,
-    upstream::{Answered, Cause, Outgoing, Payload},
+    upstream::{Answered, Cause, Held, Outgoing, Payload},
 };
 
-/// Bytes of an answer's body that are read, to be thrown away; behind these the connection is closed.
+/// How much of an answer's body is read, to be thrown away, and for how long; behind that the connection is closed.
 const ANSWER_LIMIT_BYTES: usize = 64 * 1024;
+const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// How much later than the upstream's own time for an answer the whole attempt ends: so the upstream notices, and trusts an
 /// HTTP/2 connection no more on which nothing came.
 const CLOSING: Duration = Duration::from_millis(50);
@@ -65,6 +66,17 @@ struct Met {
     asked: Option<Duration>,
     /// It was not the destination that failed.
     was_cut: bool,
+    /// What comes behind the head of its answer.
+    rest: Option<Rest>,
+}
+
+/// The body of an answer, which says nothing of how the attempt ended.
+#[derive(Debug)]
+struct Rest {
+    body: Incoming,
+    held: Held,
+    /// What is left of the destination's time for the attempt.
+    left: Duration,
 }
 
 /// Whether the end of an attempt is noted in the store.
@@ -75,13 +87,23 @@ enum Noted {
 }
 
 impl Met {
-    /// No success, as far as is known.
-    fn failed(status: Option<StatusCode>, failure: String) -> Self {
-        Self { status, failure: Some(failure), ..Self::default() }
+    /// There was no answer.
+    fn failed(failure: String) -> Self {
+        Self { failure: Some(failure), ..Self::default() }
     }
 
     fn cut() -> Self {
-        Self { was_cut: true, ..Self::failed(None, "cut short, for the gateway stopped".to_owned()) }
+        Self { was_cut: true, ..Self::failed("cut short, for the gateway stopped".to_owned()) }
+    }
+}
+
+impl Rest {
+    /// Reads it to its end if that is near, so that the connection can be kept.
+    async fn read_away(self) {
+        let Self { mut body, held, left } = self;
+        if tokio::time::timeout(left.min(ANSWER_PATIENCE), is_short(&mut body)).await == Ok(true) {
+            held.settle();
+        }
     }
 }
 
@@ -90,7 +112,7 @@ impl Job {
     pub(super) async fn run(mut self) -> After {
         let (began, started) = (self.shared.clock.now(), Instant::now());
         let cut = cut_short(&mut self.stage);
-        let met = tokio::select! {
+        let mut met = tokio::select! {
             met = made(&self.assignment, &self.due, began) => met,
             () = cut => Met::cut(),
         };
@@ -98,7 +120,13 @@ impl Job {
         let (end, attempt) = self.judged(&met, attempt);
         self.shared.count(&self.due.destination, attempt.outcome);
         self.shared.log.push(&attempt);
-        let noted = self.noted(end.clone()).await;
+        let rest = met.rest.take();
+        let read_away = async {
+            if let Some(rest) = rest {
+                rest.read_away().await;
+            }
+        };
+        let (noted, ()) = tokio::join!(self.noted(end.clone()), read_away);
         if noted == Noted::Yes && attempt.outcome == AttemptOutcome::Dead {
             self.tell_of_death(&attempt);
         }
@@ -175,13 +203,13 @@ impl Job {
     }
 
     fn tell_of_death(&self, last: &Attempt) {
-        if let Some(audit) = &self.shared.audit {
-            audit.delivery_died(last);
+        let (destination, event, delivery) = (&*last.destination, &*last.event, &*last.delivery);
+        if self.shared.audit.as_ref().is_some_and(|audit| !audit.delivery_died(last)) {
+            tracing::error!(destination, event, delivery, "a delivery is dead, and the audit log has no room for that");
         }
         if !self.shared.tells_of(&last.destination) {
             return;
         }
-        let (destination, event, delivery) = (&*last.destination, &*last.event, &*last.delivery);
         let (attempts, reason) = (last.number, last.reason.as_deref().unwrap_or_default());
         match &self.due.object {
             Some(object) if self.assignment.destination.ordered => tracing::warn!(
@@ -217,28 +245,24 @@ async fn cut_short(stage: &mut watch::Receiver<Stage>) {
     }
 }
 
-/// Makes the attempt within the destination's time for it.
+/// Makes the attempt within the destination's time for it, until the head of the answer is there.
 async fn made(assignment: &Assignment, due: &Due, now: SystemTime) -> Met {
     let destination = &assignment.destination;
     let late = || format!("timed out after {:?}", destination.timeout);
-    let asked = asked(assignment, due, now);
-    let mut status = None;
-    let met = tokio::time::timeout(destination.timeout.saturating_add(CLOSING), async {
-        let Answered { response, held } = asked.await?;
-        status = Some(response.status());
-        let (head, mut body) = response.into_parts();
-        let is_whole = read_away(&mut body).await?;
-        if is_whole {
-            held.settle();
-        }
-        let asked = wanted(&head.headers, now);
-        Ok(Met { status, failure: failure_of(head.status), asked, was_cut: false })
-    })
-    .await;
-    match met {
-        Ok(Ok(met)) => met,
-        Ok(Err(Cause::Late)) | Err(_) => Met::failed(status, late()),
-        Ok(Err(cause)) => Met::failed(status, cause.to_string()),
+    let (began, patience) = (Instant::now(), destination.timeout.saturating_add(CLOSING));
+    let answered = tokio::time::timeout(patience, asked(assignment, due, now)).await;
+    let Answered { response, held } = match answered {
+        Ok(Ok(answered)) => answered,
+        Ok(Err(Cause::Late)) | Err(_) => return Met::failed(late()),
+        Ok(Err(cause)) => return Met::failed(cause.to_string()),
+    };
+    let (head, body) = response.into_parts();
+    Met {
+        status: Some(head.status),
+        failure: failure_of(head.status),
+        asked: wanted(&head.headers, now),
+        was_cut: false,
+        rest: Some(Rest { body, held, left: destination.timeout.saturating_sub(began.elapsed()) }),
     }
 }
 
@@ -296,17 +320,19 @@ fn wanted(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     headers.get(header::RETRY_AFTER).and_then(|value| retry_after(value.as_bytes(), now))
 }
 
-/// Reads a body to its end, or as much as is read of it; whether that was all.
-async fn read_away(body: &mut Incoming) -> Result<bool, Cause> {
+/// Reads a body; whether it came to its end within what is read of it.
+async fn is_short(body: &mut Incoming) -> bool {
     let mut read = 0;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Cause::BrokenOff)?;
-        read += frame.data_ref().map_or(0, bytes::Bytes::len);
+        read += match frame {
+            Ok(frame) => frame.data_ref().map_or(0, bytes::Bytes::len),
+            Err(_) => return false,
+        };
         if read > ANSWER_LIMIT_BYTES {
-            return Ok(false);
+            return false;
         }
     }
-    Ok(true)
+    true
 }
 
 #[cfg(test)]

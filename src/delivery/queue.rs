@@ -17,6 +17,8 @@ use crate::inbox::{Due, Want};
 
 /// How much longer than an attempt its lease lasts: for noting how it ended.
 const LEASE_BEYOND: Duration = Duration::from_secs(10);
+/// Deliveries taken in one look, which is one transaction of the store: what is accepted meanwhile waits for it.
+const MOST_TAKEN: usize = 32;
 /// How often the inbox is looked into without a reason: another gateway may have accepted something.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The least time between two looks that nothing called for.
@@ -82,19 +84,20 @@ impl Queue {
         assignment.filter(|_| is_on)
     }
 
-    /// Takes as many deliveries as are `free` to begin, and begins them.
+    /// Takes as many deliveries as are `free` to begin, or some of them, and begins them.
     async fn look(&mut self, assignment: &Arc<Assignment>, free: usize) {
         let destination = &assignment.destination;
         let lease = destination.timeout.saturating_add(LEASE_BEYOND);
-        let want = Want { destination: Arc::clone(&destination.name), most: free, lease, ordered: destination.ordered };
+        let most = free.min(MOST_TAKEN);
+        let want = Want { destination: Arc::clone(&destination.name), most, lease, ordered: destination.ordered };
         let asked = Instant::now();
         let Ok(leased) = self.shared.noting(self.shared.inbox.lease(want).await) else {
             self.look_at = Instant::now() + LOOK_EVERY;
             return;
         };
-        // Where as many came as were asked for there may be more, for which there is no place before an attempt ends.
+        // Where as many came as were asked for there may be more, which are looked for as soon as there is a place.
         let rest = leased.next.unwrap_or(LOOK_EVERY).clamp(LOOK_SELDOM, LOOK_EVERY);
-        self.look_at = Instant::now() + if leased.due.len() >= free { Duration::ZERO } else { rest };
+        self.look_at = Instant::now() + if leased.due.len() >= most { Duration::ZERO } else { rest };
         let is_wanted = self.assigned().is_some();
         for due in leased.due {
             if is_wanted {

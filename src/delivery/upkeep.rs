@@ -2,6 +2,7 @@
 //! there is counted.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -13,15 +14,17 @@ use tokio::{
 
 use super::{Orders, Shared};
 use crate::{
-    audit::ByHand,
-    inbox::{Act, Figures, Unavailable},
+    audit::{Audit, ByHand, Fate, Receipt},
+    inbox::{Act, Figures},
 };
 
 /// How often what is old is dropped, and the pause while there is more of it: what is accepted meanwhile goes first.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 const EXPIRE_PAUSE: Duration = Duration::from_millis(100);
-/// How often it is asked what was done by hand.
+/// How often it is asked what was done by hand, and how soon again while something of it is not on the audit log's disk,
+/// which takes it a second.
 const ACTS_EVERY: Duration = Duration::from_secs(3);
+const ACTS_AGAIN: Duration = Duration::from_millis(1200);
 /// How often what there is is counted, and how often more after somebody asked.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 const COUNTS: u32 = 24;
@@ -50,36 +53,70 @@ async fn expire(shared: &Shared, mut orders: watch::Receiver<Arc<Orders>>) {
     }
 }
 
-/// Records what was done by hand, in the audit log and in the program's own.
+/// Records what was done by hand, in the audit log and in the program's own. The inbox remembers it until the audit log has
+/// it on its disk.
 async fn record(shared: &Shared) {
-    let mut recorded = i64::MIN;
+    let mut told = Told::default();
     loop {
         // A store that does not answer is told of by those who deliver.
         if let Ok(acts) = shared.inbox.acts().await {
-            let new = acts.iter().filter(|act| act.number > recorded);
-            recorded = new.map_while(|act| tell(shared, act).then_some(act.number)).last().unwrap_or(recorded);
-            let _ = forget(shared, &acts, recorded).await;
+            told.compare(&acts, shared.audit.as_ref());
+            told.tell(shared, acts);
+            let kept = told.kept(shared.audit.as_ref());
+            if !kept.is_empty() && shared.inbox.forget_acts(kept.clone()).await.is_ok() {
+                told.0.retain(|number, _| !kept.contains(number));
+            }
         }
-        sleep(ACTS_EVERY).await;
+        sleep(if told.0.is_empty() { ACTS_EVERY } else { ACTS_AGAIN }).await;
     }
 }
 
-/// Whether it could be recorded.
-fn tell(shared: &Shared, done: &Act) -> bool {
-    let Act { act, by, delivery, event, destination, .. } = done;
-    let by_hand = ByHand { at: done.at, act, by, delivery, event, destination };
-    if !shared.audit.as_ref().is_none_or(|audit| audit.done_by_hand(&by_hand)) {
-        return false;
+/// The acts that were recorded and that the inbox has not forgotten yet, by their numbers. Without an audit log there is no
+/// receipt.
+#[derive(Debug, Default)]
+struct Told(HashMap<i64, (Act, Option<Receipt>)>);
+
+impl Told {
+    /// Keeps those that the inbox still has and the audit log has not lost. After a store was restored numbers begin anew: an
+    /// act that is another than the one told of its number is a new one.
+    fn compare(&mut self, acts: &[Act], audit: Option<&Audit>) {
+        self.0.retain(|_, (told, receipt)| acts.contains(told) && fate(audit, *receipt) != Fate::Lost);
     }
-    tracing::info!(act, by, delivery, event, destination, "a delivery was changed by hand");
-    true
+
+    /// Records those that are new, the oldest first, as long as there is room and the audit log can be written.
+    fn tell(&mut self, shared: &Shared, acts: Vec<Act>) {
+        for act in acts {
+            if self.0.contains_key(&act.number) {
+                continue;
+            }
+            let receipt = match &shared.audit {
+                None => None,
+                Some(audit) if audit.is_failing() => return,
+                Some(audit) => match audit.done_by_hand(&by_hand(&act)) {
+                    None => return,
+                    receipt => receipt,
+                },
+            };
+            let Act { act: deed, by, delivery, event, destination, .. } = &act;
+            tracing::info!(act = deed, by, delivery, event, destination, "a delivery was changed by hand");
+            self.0.insert(act.number, (act, receipt));
+        }
+    }
+
+    /// Those that need not be remembered any more.
+    fn kept(&self, audit: Option<&Audit>) -> Vec<i64> {
+        let is_kept = |receipt: &Option<Receipt>| fate(audit, *receipt) == Fate::Kept;
+        self.0.iter().filter(|(_, (_, receipt))| is_kept(receipt)).map(|(number, _)| *number).collect()
+    }
 }
 
-async fn forget(shared: &Shared, acts: &[Act], recorded: i64) -> Result<(), Unavailable> {
-    if acts.iter().all(|act| act.number > recorded) {
-        return Ok(());
-    }
-    shared.inbox.forget_acts(recorded).await
+fn fate(audit: Option<&Audit>, receipt: Option<Receipt>) -> Fate {
+    audit.zip(receipt).map_or(Fate::Kept, |(audit, receipt)| audit.fate(receipt))
+}
+
+fn by_hand(act: &Act) -> ByHand<'_> {
+    let Act { at, act, by, delivery, event, destination, .. } = act;
+    ByHand { at: *at, act, by, delivery, event, destination }
 }
 
 /// Counts, and tells of what is held for nobody whenever there are other orders.

@@ -31,7 +31,7 @@ pub(super) enum Command {
     Lease(Ask<Want, Leased>),
     Settle(Ask<Settled, bool>),
     Acts(Ask<(), Vec<Act>>),
-    ForgetActs(Ask<i64, ()>),
+    ForgetActs(Ask<Vec<i64>, ()>),
     Drop(Ask<Doomed, u64>),
     /// Nothing more is taken after this.
     Finish,

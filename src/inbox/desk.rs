@@ -64,7 +64,7 @@ pub struct Details {
 pub enum Deed {
     /// At once again, and time for giving up counts from now.
     Retry,
-    /// Never again.
+    /// Never again. Not while an attempt is under way.
     Discard,
 }
 
@@ -178,9 +178,9 @@ impl Deed {
         let refused = match (self, state) {
             // What is delivered is meant only where it is named itself.
             (_, State::Delivered) if !is_named => return Verdict::NotMeant,
+            (_, State::Delivering) if !is_due => Refusal::Delivering,
             (Self::Discard, State::Delivered) => Refusal::Delivered,
             (Self::Discard, State::Discarded) => Refusal::Discarded,
-            (Self::Retry, State::Delivering) if !is_due => Refusal::Delivering,
             (Self::Retry, _) if !has_body => Refusal::Dropped,
             (Self::Retry | Self::Discard, _) => return Verdict::Done,
         };

@@ -3,7 +3,14 @@
 //! One thread speaks with the server over three connections: one for events that come, one for what is delivered, one for
 //! what takes long. What has come together meanwhile goes in one statement. Leases go by the server's clock.
 
-use std::{error::Error, fmt, path::Path, thread::JoinHandle, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    path::Path,
+    sync::{Arc, OnceLock},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio::sync::mpsc;
@@ -57,7 +64,11 @@ enum Failure {
 struct Database {
     pool: Pool,
     place: String,
+    identity: Identity,
 }
+
+/// Which store it must be, from when that is known: one that was made anew meanwhile is another.
+type Identity = Arc<OnceLock<String>>;
 
 /// What is asked of the store, and by which way.
 pub(super) struct Channels {
@@ -77,8 +88,9 @@ pub(super) fn start(
     let place = place(postgres);
     let unavailable = |error: std::io::Error| OpenError::unavailable(&place, error);
     let runtime = runtime().map_err(unavailable)?;
-    let arrivals = Database::of(postgres, 1, FOR_LISTS)?;
-    let others = Database::of(postgres, 2, "")?;
+    let identity = Identity::default();
+    let arrivals = Database::of(postgres, 1, FOR_LISTS, &identity)?;
+    let others = Database::of(postgres, 2, "", &identity)?;
     runtime.block_on(open(&others, state_directory, Access::Using))?;
     let Channels { arrivals: arriving, commands, inquiries, drops } = channels;
     let run = move || {
@@ -96,7 +108,7 @@ pub(super) fn init(postgres: &Postgres, state_directory: &Path, accepts_loss: bo
     let place = place(postgres);
     let unavailable = |error: std::io::Error| OpenError::unavailable(&place, error);
     let before = Marker::read(state_directory).map_err(unavailable)?;
-    let (runtime, database) = (runtime().map_err(unavailable)?, Database::of(postgres, 1, "")?);
+    let (runtime, database) = (runtime().map_err(unavailable)?, Database::of(postgres, 1, "", &Identity::default())?);
     let error = match runtime.block_on(open(&database, state_directory, Access::Using)) {
         Ok(()) if before.is_some() => return Ok(Initialised::Whole),
         Ok(()) => return Ok(Initialised::Made),
@@ -155,12 +167,17 @@ async fn open(database: &Database, state_directory: &Path, access: Access) -> Re
         Schema::Broken(what) => return Err(fault(Fault::Corrupt(what))),
     };
     match marker {
-        Some(marker) if marker.identity != identity => Err(fault(Fault::Another("in another PostgreSQL database"))),
-        None if access == Access::Using => {
-            Marker { kind: Kind::Postgres, identity }.write(state_directory).map_err(unreadable)
+        Some(marker) if marker.identity != identity => {
+            return Err(fault(Fault::Another("in another PostgreSQL database")));
         }
-        Some(_) | None => Ok(()),
+        None if access == Access::Using => {
+            let marker = Marker { kind: Kind::Postgres, identity: identity.clone() };
+            marker.write(state_directory).map_err(unreadable)?;
+        }
+        Some(_) | None => {}
     }
+    database.identity.get_or_init(|| identity);
+    Ok(())
 }
 
 /// What is in a database.
@@ -218,10 +235,23 @@ async fn migrate(client: &mut Object, may_make: bool) -> Result<Schema> {
     Ok(Schema::Ours(identity))
 }
 
+/// Refuses a connection to another store than the one that was opened.
+async fn recognise(client: &tokio_postgres::Client, expected: Option<&String>) -> Result<(), HookError> {
+    let Some(expected) = expected else { return Ok(()) };
+    let row = client.query_opt("SELECT identity FROM countersign.store", &[]).await.map_err(HookError::Backend)?;
+    let found = row.map(|row| row.try_get::<_, String>(0)).transpose().map_err(HookError::Backend)?;
+    if found.as_ref() == Some(expected) {
+        return Ok(());
+    }
+    Err(HookError::message(
+        "the database has another inbox than the one that was opened: bring that one back, or restart",
+    ))
+}
+
 impl Database {
     /// The database, with so many connections at most, for each of which `more` is set.
-    fn of(postgres: &Postgres, connections: usize, more: &'static str) -> Result<Self, OpenError> {
-        let place = place(postgres);
+    fn of(postgres: &Postgres, connections: usize, more: &'static str, identity: &Identity) -> Result<Self, OpenError> {
+        let (place, expected) = (place(postgres), Arc::clone(identity));
         let mut config = postgres.config.clone();
         if config.get_application_name().is_none() {
             config.application_name("countersign");
@@ -242,14 +272,16 @@ impl Database {
             .create_timeout(Some(CONNECTING))
             .recycle_timeout(Some(CONNECTING))
             .post_create(Hook::async_fn(move |client, _| {
+                let expected = Arc::clone(&expected);
                 Box::pin(async move {
                     let sql = format!("{SESSION}; {more}");
-                    client.batch_execute(&sql).await.map_err(HookError::Backend)
+                    client.batch_execute(&sql).await.map_err(HookError::Backend)?;
+                    recognise(client, expected.get()).await
                 })
             }))
             .build()
             .map_err(|error| OpenError::unavailable(&place, error))?;
-        Ok(Self { pool, place })
+        Ok(Self { pool, place, identity: Arc::clone(identity) })
     }
 
     /// Has `work` done over a connection, which is given up if it fails.
@@ -293,11 +325,11 @@ impl From<tokio_postgres::Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connection(PoolError::Backend(error)) | Self::Statement(error) => match error.as_db_error() {
+            Self::Connection(PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)))
+            | Self::Statement(error) => match error.as_db_error() {
                 Some(error) => write!(f, "{} ({})", error.message(), error.code().code()),
                 None => error.fmt(f),
             },
-            Self::Connection(PoolError::PostCreateHook(HookError::Backend(error))) => error.fmt(f),
             Self::Connection(error) => error.fmt(f),
             Self::Unreadable => f.write_str("a delivery is in a state that is none"),
             Self::Slow => write!(f, "the server did not answer within {} s", ANSWERING.as_secs()),

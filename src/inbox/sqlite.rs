@@ -7,13 +7,14 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, ffi};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -24,10 +25,15 @@ use super::{
 };
 use crate::files;
 
+mod clock;
 mod desk;
+mod health;
 mod queue;
 mod reader;
 mod writer;
+
+use clock::Clock;
+use health::{Health, Node, Whereabouts, log_of, node};
 
 pub(super) use desk::Desk;
 
@@ -41,7 +47,9 @@ const BUSY: Duration = Duration::from_secs(5);
 const CACHE_KIB: i64 = 16 * 1024;
 /// Statements that a connection keeps prepared.
 const STATEMENTS: usize = 64;
-/// What is due never: it waits for an earlier delivery of the same object.
+/// Nothing is due later than this after it was noted: the longest pause that can be configured, and a lease.
+const LATEST_DUE: Duration = Duration::from_secs(31 * 24 * 3600);
+/// What is due never: it waits for another delivery of the same object.
 const PARKED: i64 = i64::MAX;
 /// Deliveries that an event can have: they are numbered by its number times this.
 const PLACES: i64 = 65536;
@@ -51,6 +59,7 @@ const PLACES: i64 = 65536;
 struct Place {
     file: PathBuf,
     identity: String,
+    health: Arc<Health>,
 }
 
 /// A connection to the file that was there when it was opened.
@@ -58,8 +67,9 @@ struct Place {
 struct Opened {
     connection: Connection,
     file: PathBuf,
-    /// Device and number of the file.
-    node: (u64, u64),
+    node: Node,
+    /// That of its log, once there is one.
+    log: Option<Node>,
 }
 
 fn file_in(state_directory: &Path) -> PathBuf {
@@ -73,8 +83,10 @@ pub(super) fn start(
     inquiries: mpsc::Receiver<Inquiry>,
 ) -> Result<Vec<JoinHandle<()>>, OpenError> {
     let (writing, place) = open(state_directory)?;
-    let reading = Opened::of(&place.file, Access::Reading).map_err(|error| place.error(error))?;
-    let writer = writer::Writer::new(writing, place.clone());
+    let clock = writing.clock().map_err(|error| place.error(error))?;
+    place.health.set_log(writing.log);
+    let reading = place.reopen(Access::Reading).map_err(|error| place.error(error))?;
+    let writer = writer::Writer::new(writing, place.clone(), clock);
     let reader = reader::Reader::new(reading, place.clone(), drops);
     let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new()
@@ -162,7 +174,8 @@ fn open(state_directory: &Path) -> Result<(Opened, Place), OpenError> {
             .write(state_directory)
             .map_err(|error| OpenError::unavailable(Marker::path(state_directory).display(), error))?,
     }
-    Ok((opened, Place { file, identity }))
+    opened.see_log();
+    Ok((opened, Place { file, identity, health: Arc::default() }))
 }
 
 /// Refuses a file that is not an inbox of this version or an earlier one; an empty one only if there `was` something.
@@ -230,11 +243,18 @@ enum Version {
 impl Place {
     /// Opens the file once more, after it could not be used.
     fn reopen(&self, access: Access) -> rusqlite::Result<Opened> {
-        let opened = Opened::of(&self.file, access)?;
+        let mut opened = Opened::of(&self.file, access)?;
         if opened.identity()? == self.identity {
+            opened.see_log();
             return Ok(opened);
         }
         Err(rusqlite::Error::InvalidPath(self.file.clone()))
+    }
+
+    fn tell_broken(&self, error: &rusqlite::Error) {
+        let file = self.file.display();
+        tracing::error!(%error, %file, "the inbox cannot be relied on any more, and nothing is accepted or delivered: stop the \
+            gateway; see docs/reference/inbox.md, When it is lost");
     }
 
     fn error(&self, error: rusqlite::Error) -> OpenError {
@@ -256,12 +276,39 @@ impl Opened {
         // Not opened as read-only: whichever is closed last puts the log into the file.
         connection.pragma_update(None, "query_only", access == Access::Reading)?;
         let node = node(file).ok_or_else(|| rusqlite::Error::InvalidPath(file.to_owned()))?;
-        Ok(Self { connection, file: file.to_owned(), node })
+        Ok(Self { connection, file: file.to_owned(), node, log: None })
     }
 
-    /// Whether the file is still where it was: what is written into one that was moved away is lost.
-    fn is_in_place(&self) -> bool {
-        node(&self.file) == Some(self.node)
+    /// Whether the files are still where they were: what is written into one that was moved away is lost.
+    fn whereabouts(&self) -> Whereabouts {
+        if node(&self.file) != Some(self.node) {
+            Whereabouts::Gone
+        } else if self.log.is_some_and(|log| node(&log_of(&self.file)) != Some(log)) {
+            Whereabouts::LogGone
+        } else {
+            Whereabouts::InPlace
+        }
+    }
+
+    /// Takes note of the log, which there is when something was read or written.
+    fn see_log(&mut self) {
+        self.log = self.log.or_else(|| node(&log_of(&self.file)));
+    }
+
+    /// Puts what is in the log into the file.
+    fn empty_log(&self) -> rusqlite::Result<()> {
+        let is_busy = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))?;
+        if is_busy { Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None)) } else { Ok(()) }
+    }
+
+    /// The clock for this store. What would be due later than anything can be was noted by a clock that was wrong, and is due now.
+    fn clock(&self) -> rusqlite::Result<Clock> {
+        let latest = self.connection.query_row(LATEST, (), |row| row.get(0))?;
+        let clock = Clock::new(SystemTime::now(), latest, Instant::now());
+        let never = clock.now().saturating_add(span(LATEST_DUE));
+        self.connection
+            .execute("UPDATE deliveries SET due = 0 WHERE state < 2 AND due > ? AND due < ?", (never, PARKED))?;
+        Ok(clock)
     }
 
     fn version(&self) -> rusqlite::Result<Version> {
@@ -312,9 +359,10 @@ impl Opened {
     }
 }
 
-fn node(file: &Path) -> Option<(u64, u64)> {
-    fs::metadata(file).ok().map(|file| (file.dev(), file.ino()))
-}
+/// The latest time of the wall clock that the store knows of, as far as it is found without looking through all of it.
+const LATEST: &str = "SELECT max(coalesce((SELECT received FROM events ORDER BY seq DESC LIMIT 1), 0), \
+     coalesce((SELECT max(settled) FROM (SELECT settled FROM deliveries ORDER BY number DESC LIMIT 1000)), 0), \
+     coalesce((SELECT at FROM acts ORDER BY number DESC LIMIT 1), 0))";
 
 /// The version of the schema that this program has.
 fn latest() -> i64 {

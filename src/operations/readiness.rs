@@ -30,6 +30,7 @@ pub(super) fn of(stop: &Stop, observed: Option<&Observed>) -> Readiness {
         parts.push(config(observed));
         parts.extend(observed.acme.as_ref().map(|acme| certificate(observed, &acme.read())));
         parts.extend(observed.mail.as_ref().map(|(condition, _)| inbox(condition)));
+        parts.extend(observed.mail.as_ref().and_then(|(_, gauge)| deliveries(gauge.is_stopped())));
         parts.extend(audit(observed));
     }
     Readiness(parts)
@@ -88,6 +89,13 @@ fn inbox(condition: &Condition) -> Part {
     Part { name: "inbox", state, is_ready: failure.is_none() }
 }
 
+/// Only where they are stopped.
+fn deliveries(is_stopped: bool) -> Option<Part> {
+    let state =
+        "stopped by a panic and begun again soon; if it stays so, restart the gateway and report what its log says";
+    is_stopped.then(|| Part { name: "deliveries", state: state.to_owned(), is_ready: false })
+}
+
 fn audit(observed: &Observed) -> Option<Part> {
     let audit = observed.house.audit()?;
     let head = audit.head();
@@ -103,4 +111,18 @@ fn audit(observed: &Observed) -> Option<Part> {
     } else {
         Part { name: "audit", state, is_ready: true }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deliveries_that_are_stopped_are_a_part_of_their_own_and_not_ready() {
+        let listener = Part { name: "listener", state: "accepting".to_owned(), is_ready: true };
+        let readiness = Readiness([listener].into_iter().chain(deliveries(true)).collect());
+        assert!(!readiness.is_ready());
+        assert!(readiness.to_string().starts_with("listener: accepting\ndeliveries: stopped"), "{readiness}");
+        assert!(deliveries(false).is_none());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use countersign::{signature::Signature, upstream::Settings};
+use countersign::{audit::OnError, signature::Signature, upstream::Settings};
 use serde_json::json;
 
 use crate::{
@@ -261,6 +261,77 @@ fn what_was_done_by_hand_is_recorded_and_forgotten_by_the_inbox() {
         assert_eq!(audited[0][name], value, "{name}");
     }
     assert!(audited[0]["at"].as_str().unwrap().starts_with("2026-"), "{}", audited[0]);
+}
+
+/// Notes something done by hand.
+fn act(store: &rusqlite::Connection, number: i64, delivery: &str) {
+    let act = "INSERT INTO acts (number, at, act, by, delivery, event, destination) VALUES (?, 1790000000000000, 'retry', 'ann', ?, 'evt_1', 'orders')";
+    store.execute(act, rusqlite::params![number, delivery]).unwrap();
+}
+
+#[test]
+fn what_was_done_by_hand_is_remembered_until_the_audit_log_has_it() {
+    for on_error in [OnError::Refuse, OnError::Serve] {
+        let mut bench = Bench::new();
+        let store = rusqlite::Connection::open(bench.folder.path().join("inbox/inbox.sqlite")).unwrap();
+        let left = || store.query_row("SELECT count(*) FROM acts", [], |row| row.get::<_, i64>(0)).unwrap();
+        act(&store, 1, "dlv_before");
+        bench.start(Vec::new());
+        eventually(|| (left() == 0).then_some(()));
+        let in_the_way = bench.break_audit(on_error);
+        act(&store, 1, "dlv_1");
+        act(&store, 2, "dlv_2");
+        // Longer than it takes to look, and to write what can be written.
+        std::thread::sleep(Duration::from_secs(6));
+        assert_eq!(left(), 2, "{on_error:?}");
+        for path in in_the_way {
+            std::fs::remove_file(path).unwrap();
+        }
+        eventually(|| (left() == 0).then_some(()));
+        let audited = bench.audited("inbox");
+        let deliveries: Vec<_> = audited.iter().map(|record| record["delivery"].as_str().unwrap().to_owned()).collect();
+        let mut sorted = deliveries.clone();
+        sorted.sort();
+        assert_eq!(sorted, ["dlv_1", "dlv_2", "dlv_before"], "{on_error:?}: {deliveries:?}");
+    }
+}
+
+#[test]
+fn what_was_done_by_hand_is_new_where_numbers_begin_anew() {
+    let mut bench = Bench::new();
+    let store = rusqlite::Connection::open(bench.folder.path().join("inbox/inbox.sqlite")).unwrap();
+    let left = || store.query_row("SELECT count(*) FROM acts", [], |row| row.get::<_, i64>(0)).unwrap();
+    bench.start(Vec::new());
+    for (number, delivery) in [(70, "dlv_1"), (3, "dlv_2"), (3, "dlv_3")] {
+        act(&store, number, delivery);
+        eventually(|| (left() == 0).then_some(()));
+    }
+    // Another one in the place of one that is recorded and not forgotten yet.
+    let before = bench.recorded();
+    act(&store, 3, "dlv_4");
+    eventually(|| (bench.recorded() > before).then_some(()));
+    store.execute("UPDATE acts SET delivery = 'dlv_5'", []).unwrap();
+    eventually(|| (left() == 0).then_some(()));
+    assert_eq!(bench.audited("inbox").len(), 5);
+}
+
+#[test]
+fn more_deliveries_than_are_taken_at_once_are_begun_at_once() {
+    let service = Upstream::serving(|stream, _| {
+        let _ = std::io::Read::read(stream, &mut [0; 1]);
+        false
+    });
+    let mut bench = Bench::new();
+    for number in 1..=80 {
+        bench.accept(&format!("evt_{number}"), None, &["orders"]);
+    }
+    let began = std::time::Instant::now();
+    bench.start(vec![countersign::delivery::Destination { concurrency: 70, ..destination("orders", &service) }]);
+    eventually(|| (service.requests().len() == 70).then_some(()));
+    // Three looks without a pause between them.
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(service.requests().len(), 70);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use countersign::{
@@ -222,7 +222,10 @@ mod promises {
         let refusals: Vec<_> = done.iter().map(|done| (&*done.destination, done.refusal)).collect();
         assert_eq!(refusals, [("a", Some(Refusal::Delivering)), ("b", None)]);
         assert_eq!(events(&opened.lease(in_order("a", 9))), [""; 0]);
-        // It is discarded while it is under way: its end counts no more, and the next one goes on.
+        // Nor is it discarded now; before its next attempt it is: an end counts no more, and the next one goes on.
+        let done = desk.act(Deed::Discard, &first.delivery, "op").unwrap();
+        assert_eq!(done[0].refusal, Some(Refusal::Delivering));
+        assert!(opened.settle(&first, End::Again { after: DAY, error: String::new() }));
         assert_eq!(desk.act(Deed::Discard, &first.delivery, "op").unwrap()[0].refusal, None);
         assert!(!opened.settle(&first, End::Delivered));
         let second = opened.lease(in_order("a", 9)).due.remove(0);
@@ -250,8 +253,47 @@ mod promises {
         ];
         assert_eq!(words, expected);
         assert!(acts.iter().all(|act| act.by == "op") && acts[1].delivery == *first.delivery);
-        opened.wait(opened.inbox.forget_acts(acts[3].number)).unwrap();
-        assert_eq!(opened.wait(opened.inbox.acts()).unwrap(), acts[4..]);
+        opened.wait(opened.inbox.forget_acts(vec![acts[0].number, acts[2].number])).unwrap();
+        let left = [1, 3, 4].map(|place| acts[place].clone());
+        assert_eq!(opened.wait(opened.inbox.acts()).unwrap(), left, "what was not seen was forgotten");
+    }
+
+    pub(super) fn a_retried_one_waits_for_what_is_under_way(opened: &Opened, settings: &Settings) {
+        for id in ["evt_1", "evt_2", "evt_3"] {
+            opened.accept(arrived(id, Some("in_1"), &["a"]));
+        }
+        let mut desk = Desk::open(settings).unwrap();
+        let first = opened.lease(in_order("a", 9)).due.remove(0);
+        assert!(opened.settle(&first, End::Dead { error: String::new() }));
+        let second = opened.lease(in_order("a", 9)).due.remove(0);
+        assert_eq!(&*second.event, "evt_2");
+        desk.act(Deed::Retry, "evt_1", "op").unwrap();
+        assert_eq!(events(&opened.lease(in_order("a", 9))), [""; 0]);
+        // It goes on when the other's attempt has ended, though that one is still to be delivered.
+        assert!(opened.settle(&second, End::Again { after: DAY, error: String::new() }));
+        let first = opened.lease(in_order("a", 9)).due.remove(0);
+        assert_eq!((&*first.event, first.attempt), ("evt_1", 2));
+        assert!(opened.settle(&first, End::Dead { error: String::new() }));
+        // Or when its lease has ended.
+        desk.act(Deed::Retry, "evt_2", "op").unwrap();
+        let (begun, lease) = (Instant::now(), Duration::from_millis(500));
+        assert_eq!(events(&opened.lease(Want { lease, ..in_order("a", 9) })), ["evt_2"]);
+        desk.act(Deed::Retry, "evt_1", "op").unwrap();
+        let first = loop {
+            let leased = opened.lease(in_order("a", 9));
+            if let Some(due) = leased.due.into_iter().next() {
+                break due;
+            }
+            assert!(begun.elapsed() < LONG, "it was not found again");
+            std::thread::sleep(leased.next.unwrap().min(Duration::from_millis(20)));
+        };
+        assert_eq!((&*first.event, begun.elapsed() >= lease), ("evt_1", true));
+        assert!(opened.settle(&first, End::Delivered));
+        for id in ["evt_2", "evt_3"] {
+            let due = opened.lease(in_order("a", 9)).due.remove(0);
+            assert_eq!(&*due.event, id);
+            assert!(opened.settle(&due, End::Delivered));
+        }
     }
 
     pub(super) fn lists_are_as_asked_for(opened: &Opened, settings: &Settings) {

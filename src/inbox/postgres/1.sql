@@ -29,7 +29,7 @@ ALTER TABLE countersign.bodies ALTER COLUMN body SET STORAGE EXTERNAL;
 
 -- number: its event's seq times 65536, plus its place among the event's deliveries.
 -- state: 0 pending, 1 delivering, 2 delivered, 3 dead, 4 discarded.
--- due: when the next attempt may be made, or when the lease of the one under way ends. Infinity: when an earlier delivery of
+-- due: when the next attempt may be made, or when the lease of the one under way ends. Infinity: when another delivery of
 --      the same object has ended.
 -- attempts: also tells one lease from the next.
 -- since: since when time for giving up counts.
@@ -48,6 +48,7 @@ CREATE TABLE countersign.deliveries (
 
 CREATE INDEX deliveries_open ON countersign.deliveries (destination, due) WHERE state < 2;
 CREATE INDEX deliveries_object ON countersign.deliveries (destination, object, number) WHERE state < 2 AND object IS NOT NULL;
+CREATE INDEX deliveries_under_way ON countersign.deliveries (destination, object, due) WHERE state = 1 AND object IS NOT NULL;
 CREATE INDEX deliveries_closed ON countersign.deliveries (state, destination) WHERE state >= 2;
 
 -- What was done by hand and stands in no audit log yet.

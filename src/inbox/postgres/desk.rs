@@ -40,7 +40,7 @@ const ACT: &str = "INSERT INTO countersign.acts (at, act, by, delivery, event, d
 
 impl Desk {
     pub(in crate::inbox) fn open(postgres: &Postgres, state_directory: &Path) -> Result<Self, OpenError> {
-        let database = Database::of(postgres, 1, "")?;
+        let database = Database::of(postgres, 1, "", &super::Identity::default())?;
         let runtime = runtime().map_err(|error| OpenError::unavailable(&database.place, error))?;
         runtime.block_on(open(&database, state_directory, Access::Looking))?;
         Ok(Self { database, runtime })

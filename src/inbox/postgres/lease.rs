@@ -46,16 +46,28 @@ const CANDIDATES: &str = "\
 SELECT number, object FROM countersign.deliveries WHERE destination = $1 AND state < 2 AND due <= statement_timestamp()
 ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED";
 
-/// The first delivery that each waits for.
+/// Whoever leases in order does so alone for a destination: otherwise neither of two would see what the other takes.
+const ORDER_LOCK: &str = "SELECT pg_advisory_xact_lock(1668508014, hashtext($1))";
+
+/// The deliveries that each waits for, and whether an attempt of that one is under way: the first before it, and any that is
+/// under way. That may be a later one, where this one was dead meanwhile or was committed after it.
 const BEFORE: &str = "\
-SELECT one.number, first.number FROM unnest($2::bigint[], $3::text[]) AS one (number, object) CROSS JOIN LATERAL (
-    SELECT number FROM countersign.deliveries WHERE destination = $1 AND object = one.object AND object IS NOT NULL AND state < 2
-    AND number < one.number ORDER BY number LIMIT 1
-) AS first";
+SELECT one.number, other.number, other.is_busy FROM unnest($2::bigint[], $3::text[]) AS one (number, object) CROSS JOIN LATERAL (
+    (SELECT number, false AS is_busy FROM countersign.deliveries
+     WHERE destination = $1 AND object = one.object AND object IS NOT NULL AND state < 2 AND number < one.number
+     ORDER BY number LIMIT 1)
+    UNION ALL
+    (SELECT number, true FROM countersign.deliveries
+     WHERE destination = $1 AND object = one.object AND object IS NOT NULL AND state = 1 AND due > statement_timestamp()
+     AND number <> one.number LIMIT 1)
+) AS other";
 
 /// Keeps them from ending until what waits for them is put aside: otherwise nobody would fetch it back.
 const HOLD: &str =
     "SELECT number FROM countersign.deliveries WHERE number = ANY ($1::bigint[]) AND state < 2 FOR SHARE SKIP LOCKED";
+
+/// The first may itself have waited for one whose lease has ended now.
+const FREE: &str = "UPDATE countersign.deliveries SET due = statement_timestamp() WHERE number = ANY ($1::bigint[]) AND due = 'infinity'";
 
 const PARK: &str = "UPDATE countersign.deliveries SET state = 0, due = 'infinity' WHERE number = ANY ($1::bigint[])";
 
@@ -74,34 +86,42 @@ async fn lease_any(client: &Object, want: &Want) -> Result<Leased> {
     leased(want, &picked?, then?)
 }
 
-/// Takes the first that are due and before which no other of the same object is to be delivered. Those that have one before
-/// them are put aside until that one has ended.
+/// Takes the first that are due and before which no other of the same object is to be delivered, nor any is under way. The
+/// others are put aside until that one has ended.
 async fn lease_in_order(client: &mut Object, want: &Want) -> Result<Leased> {
     let candidates = client.prepare_cached(CANDIDATES).await?;
     let before = client.prepare_cached(BEFORE).await?;
     let (hold, park) = (client.prepare_cached(HOLD).await?, client.prepare_cached(PARK).await?);
     let (take, next) = (client.prepare_cached(TAKE).await?, client.prepare_cached(NEXT).await?);
     let destination = &*want.destination;
+    let (order, free) = (client.prepare_cached(ORDER_LOCK).await?, client.prepare_cached(FREE).await?);
     let transaction = client.transaction().await?;
+    transaction.execute(&order, &[&destination]).await?;
     let rows = transaction.query(&candidates, &[&destination, &limit(want.most + MOST_PARKED)]).await?;
     let (mut numbers, mut objects) = (Vec::new(), Vec::new());
     for row in &rows {
         numbers.push(row.try_get::<_, i64>(0)?);
         objects.push(row.try_get::<_, Option<&str>>(1)?);
     }
+    // What is under way comes second, and so stands for what waits for both.
     let mut waits = HashMap::new();
     for row in transaction.query(&before, &[&destination, &numbers, &objects]).await? {
-        waits.insert(row.try_get::<_, i64>(0)?, row.try_get::<_, i64>(1)?);
+        let (number, other, is_busy): (i64, i64, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        if is_busy || !waits.contains_key(&number) {
+            waits.insert(number, (other, is_busy));
+        }
     }
     if !waits.is_empty() {
-        let firsts: Vec<i64> = waits.values().copied().collect();
+        let firsts: Vec<i64> = waits.values().map(|(other, _)| *other).collect();
         let mut locked = Vec::new();
         for row in transaction.query(&hold, &[&firsts]).await? {
             locked.push(row.try_get::<_, i64>(0)?);
         }
         let parked: Vec<i64> =
-            waits.iter().filter(|(_, first)| locked.contains(first)).map(|(number, _)| *number).collect();
+            waits.iter().filter(|(_, (other, _))| locked.contains(other)).map(|(number, _)| *number).collect();
         transaction.execute(&park, &[&parked]).await?;
+        locked.retain(|other| waits.values().any(|wait| *wait == (*other, false)) && !parked.contains(other));
+        transaction.execute(&free, &[&locked]).await?;
     }
     numbers.retain(|number| !waits.contains_key(number));
     numbers.truncate(want.most);

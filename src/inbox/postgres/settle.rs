@@ -19,7 +19,7 @@ UPDATE countersign.deliveries d SET state = s.state, last_error = coalesce(s.err
     due = clock_timestamp() + s.after * interval '1 second', settled = CASE WHEN s.state > 1 THEN clock_timestamp() END
 FROM unnest($1::text[], $2::integer[], $3::smallint[], $4::float8[], $5::text[]) AS s (id, lease, state, after, error)
 WHERE d.id = s.id::uuid AND d.attempts = s.lease AND d.state = 1
-RETURNING d.id::text, d.state > 1 AND d.object IS NOT NULL, d.destination, d.object";
+RETURNING d.id::text, d.object IS NOT NULL, d.destination, d.object";
 
 /// Which had been noted before, so that only the answer was lost.
 const NOTED: &str = "\
@@ -120,9 +120,9 @@ pub(super) async fn acts(client: &Object) -> Result<Vec<Act>> {
     rows.iter().map(act).collect()
 }
 
-/// Forgets the acts up to a number.
-pub(super) async fn forget_acts(client: &Object, last: i64) -> Result<()> {
-    client.execute("DELETE FROM countersign.acts WHERE number <= $1", &[&last]).await?;
+/// Forgets the acts with these numbers.
+pub(super) async fn forget_acts(client: &Object, numbers: &[i64]) -> Result<()> {
+    client.execute("DELETE FROM countersign.acts WHERE number = ANY ($1::bigint[])", &[&numbers]).await?;
     Ok(())
 }
 

@@ -121,7 +121,7 @@ async fn carry_out(client: &mut Object, command: &mut Command) -> Result<()> {
         Command::Lease(ask) if ask.is_abandoned() => {}
         Command::Lease(ask) => ask.answer = Some(lease::lease(client, &ask.what).await?),
         Command::Acts(ask) => ask.answer = Some(settle::acts(client).await?),
-        Command::ForgetActs(ask) => ask.answer = Some(settle::forget_acts(client, ask.what).await?),
+        Command::ForgetActs(ask) => ask.answer = Some(settle::forget_acts(client, &ask.what).await?),
         Command::Drop(ask) => ask.answer = Some(settle::drop(client, &ask.what).await?),
         Command::Accept(_) | Command::Settle(_) | Command::Finish => {}
     }

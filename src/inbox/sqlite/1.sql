@@ -26,7 +26,7 @@ CREATE TABLE bodies (
 
 -- number: its event's seq times 65536, plus its place among the event's deliveries.
 -- state: 0 pending, 1 delivering, 2 delivered, 3 dead, 4 discarded.
--- due: when the next attempt may be made, or when the lease of the one under way ends. The largest number: when an earlier
+-- due: 0, or when the next attempt may be made, or when the lease of the one under way ends. The largest number: when another
 --      delivery of the same object has ended.
 -- attempts: also tells one lease from the next.
 -- since: since when time for giving up counts.
@@ -45,6 +45,7 @@ CREATE TABLE deliveries (
 
 CREATE INDEX deliveries_open ON deliveries (destination, due, state) WHERE state < 2;
 CREATE INDEX deliveries_object ON deliveries (destination, object) WHERE state < 2 AND object IS NOT NULL;
+CREATE INDEX deliveries_under_way ON deliveries (destination, object, due) WHERE state = 1 AND object IS NOT NULL;
 CREATE INDEX deliveries_closed ON deliveries (state, destination) WHERE state >= 2;
 
 -- What was done by hand and stands in no audit log yet.

@@ -16,7 +16,8 @@ use crate::inbox::{
 #[derive(Debug)]
 pub(in crate::inbox) struct Desk(Opened);
 
-const ROWS: &str = "SELECT e.id, d.id, e.webhook, d.destination, e.type, e.account, d.state, d.attempts, d.due, d.last_error, \
+const ROWS: &str = "SELECT e.id, d.id, e.webhook, d.destination, e.type, e.account, d.state, d.attempts, \
+     iif(d.due = 0, d.since, d.due), d.last_error, \
      e.received FROM deliveries d JOIN events e ON e.seq = d.number / 65536";
 
 impl Desk {
@@ -174,16 +175,17 @@ fn targets(store: &Connection, id: &str, now: i64) -> Result<Vec<Target>> {
 }
 
 impl Target {
+    /// What is due now is due at 0: the gateway has a clock of its own.
     fn change(&self, store: &Connection, deed: Deed, by: &str, now: i64) -> Result<()> {
         let sql = match deed {
-            Deed::Retry => "UPDATE deliveries SET state = ?1, due = ?2, since = ?2, settled = NULL WHERE number = ?3",
+            Deed::Retry => "UPDATE deliveries SET state = ?1, due = 0, since = ?2, settled = NULL WHERE number = ?3",
             Deed::Discard => "UPDATE deliveries SET state = ?1, due = 0, settled = ?2 WHERE number = ?3",
         };
         store.execute(sql, params![deed.state().code(), now, self.number])?;
         let note = "INSERT INTO acts (at, act, by, delivery, event, destination) VALUES (?, ?, ?, ?, ?, ?)";
         store.execute(note, params![now, deed.as_str(), by, self.delivery, self.event, self.destination])?;
         match (&self.object, deed) {
-            (Some(object), Deed::Discard) => queue::release_next(store, &self.destination, object, now),
+            (Some(object), Deed::Discard) => queue::release_next(store, &self.destination, object, 0),
             (Some(_) | None, Deed::Retry | Deed::Discard) => Ok(()),
         }
     }

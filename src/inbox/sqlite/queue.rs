@@ -1,6 +1,10 @@
 //! What is done in a transaction: events in, leases and ends of deliveries.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, Result, Row, named_params, params};
@@ -82,24 +86,28 @@ fn due(store: &Connection, want: &Want, now: i64) -> Result<Vec<i64>> {
     Ok(numbers)
 }
 
-/// The numbers of the first that are due and before which no other of the same object is to be delivered. Those that have
-/// one before them are put aside until that one has ended, so that nobody comes across them again.
+/// The numbers of the first that are due and before which no other of the same object is to be delivered, nor any is under
+/// way. The others are put aside until that one has ended, so that nobody comes across them again.
 fn due_in_order(store: &Connection, want: &Want, now: i64) -> Result<Vec<i64>> {
     let mut select = store.prepare_cached(
         "SELECT number, object FROM deliveries WHERE destination = ? AND state < 2 AND due <= ? ORDER BY due LIMIT ?",
     )?;
-    let mut first = store.prepare_cached(FIRST)?;
+    let (mut first, mut is_busy) = (store.prepare_cached(FIRST)?, store.prepare_cached(IS_BUSY)?);
     let mut park = store.prepare_cached("UPDATE deliveries SET state = 0, due = ? WHERE number = ?")?;
-    let (mut numbers, mut parked) = (Vec::new(), Vec::new());
+    let (mut numbers, mut parked, mut free) = (Vec::new(), Vec::new(), HashSet::new());
     let mut candidates = select.query(params![&*want.destination, now, limit(want.most + MOST_PARKED)])?;
     while let Some(candidate) = candidates.next()? {
         let (number, object): (i64, Option<String>) = (candidate.get(0)?, candidate.get(1)?);
-        let first: i64 = match object {
-            Some(object) => first.query_row((&*want.destination, object), |row| row.get(0))?,
-            None => number,
+        let (first, is_busy): (i64, bool) = match &object {
+            Some(object) => (
+                first.query_row((&*want.destination, object), |row| row.get(0))?,
+                is_busy.query_row(params![&*want.destination, object, now, number], |row| row.get(0))?,
+            ),
+            None => (number, false),
         };
-        if first != number {
+        if first != number || is_busy {
             parked.push(number);
+            free.extend(object.filter(|_| !is_busy));
         } else if numbers.len() < want.most {
             numbers.push(number);
         }
@@ -110,12 +118,20 @@ fn due_in_order(store: &Connection, want: &Want, now: i64) -> Result<Vec<i64>> {
     for number in parked {
         park.execute((PARKED, number))?;
     }
+    // The first may itself have waited for one whose lease has ended now.
+    for object in free {
+        release_next(store, &want.destination, &object, now)?;
+    }
     Ok(numbers)
 }
 
 /// The first delivery of an object that is still to be made.
 const FIRST: &str =
     "SELECT min(number) FROM deliveries WHERE destination = ? AND object = ? AND state < 2 AND object IS NOT NULL";
+
+/// Whether an attempt of another delivery of an object is under way. It may be a later one, where this one was dead meanwhile.
+const IS_BUSY: &str = "SELECT EXISTS (SELECT 1 FROM deliveries WHERE destination = ? AND object = ? AND object IS NOT NULL \
+     AND state = 1 AND due > ? AND number <> ?)";
 
 /// Has the next of an object that was put aside be due, now that another has ended.
 pub(super) fn release_next(store: &Connection, destination: &str, object: &str, now: i64) -> Result<()> {
@@ -149,9 +165,9 @@ fn read_due(row: &Row<'_>, destination: &Arc<str>) -> Result<Due> {
 /// Notes how an attempt ended, if the lease is still that one.
 pub(super) fn settle(store: &Connection, settled: &Settled, now: i64) -> Result<bool> {
     let (state, due, error, ended) = match &settled.end {
-        End::Delivered => (State::Delivered, 0, None, Some(now)),
+        End::Delivered => (State::Delivered, 0, None, Some(micros(SystemTime::now()))),
         End::Again { after, error } => (State::Pending, now.saturating_add(span(*after)), Some(error), None),
-        End::Dead { error } => (State::Dead, 0, Some(error), Some(now)),
+        End::Dead { error } => (State::Dead, 0, Some(error), Some(micros(SystemTime::now()))),
         End::Released => (State::Pending, now, None, None),
     };
     let (id, lease) = (&*settled.delivery, i64::try_from(settled.lease.0).unwrap_or(-1));
@@ -170,7 +186,7 @@ pub(super) fn settle(store: &Connection, settled: &Settled, now: i64) -> Result<
         let is: Option<i64> = is.query_row((id, lease), |row| row.get(0)).optional()?;
         return Ok(is == Some(state.code()));
     };
-    if let (Some(object), Some(_)) = (object, ended) {
+    if let Some(object) = object {
         release_next(store, &destination, &object, now)?;
     }
     Ok(true)
@@ -194,10 +210,10 @@ pub(super) fn acts(store: &Connection) -> Result<Vec<Act>> {
     acts.collect()
 }
 
-/// Forgets the acts up to a number.
-pub(super) fn forget_acts(store: &Connection, last: i64) -> Result<()> {
-    store.prepare_cached("DELETE FROM acts WHERE number <= ?")?.execute([last])?;
-    Ok(())
+/// Forgets the acts with these numbers.
+pub(super) fn forget_acts(store: &Connection, numbers: &[i64]) -> Result<()> {
+    let mut forget = store.prepare_cached("DELETE FROM acts WHERE number = ?")?;
+    numbers.iter().try_for_each(|number| forget.execute([number]).map(std::mem::drop))
 }
 
 /// Drops what was found to be old, but for what was taken up again since.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, Result, params};
 use tokio::sync::mpsc;
 
-use super::{Access, Opened, Place, micros, span, time_of};
+use super::{Access, Opened, Place, Whereabouts, log_of, micros, node, span, time_of};
 use crate::inbox::{
     Figures, REMEMBERED, Unavailable,
     ask::{Ask, Command, Doomed, Inquiry},
@@ -78,13 +78,26 @@ impl Reader {
     }
 
     fn read<T>(&mut self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T, Unavailable> {
-        let opened =
-            self.opened.take().filter(Opened::is_in_place).map_or_else(|| self.place.reopen(Access::Reading), Ok);
-        let result = opened.and_then(|opened| query(&opened.connection).inspect(|_| self.opened = Some(opened)));
+        let result = self.opened().and_then(|opened| query(&opened.connection).inspect(|_| self.opened = Some(opened)));
         result.map_err(|error| {
+            if self.place.health.note(&error) {
+                self.place.tell_broken(&error);
+            }
             tracing::debug!(%error, "the inbox cannot be read");
             Unavailable::Failed
         })
+    }
+
+    /// The connection to the files that are there, once the writer has its own to the same.
+    fn opened(&mut self) -> Result<Opened> {
+        self.place.health.check()?;
+        let log = self.place.health.log();
+        let is_fit = |opened: &Opened| opened.whereabouts() == Whereabouts::InPlace && opened.log == log;
+        match self.opened.take().filter(is_fit) {
+            Some(opened) => Ok(opened),
+            None if node(&log_of(&self.place.file)) == log => self.place.reopen(Access::Reading),
+            None => Err(rusqlite::Error::InvalidPath(log_of(&self.place.file))),
+        }
     }
 }
 

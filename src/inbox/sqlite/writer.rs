@@ -2,13 +2,13 @@
 
 use std::{
     slice,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, ErrorCode, Result};
 use tokio::sync::mpsc;
 
-use super::{Access, Opened, Place, code, micros, queue};
+use super::{Access, Clock, Opened, Place, Whereabouts, code, queue};
 use crate::inbox::ask::Command;
 
 /// Commands that are carried out in one transaction.
@@ -21,12 +21,13 @@ pub(super) struct Writer {
     place: Place,
     /// `None` after it failed in a way that a new one may not.
     opened: Option<Opened>,
+    clock: Clock,
     told: Option<Instant>,
 }
 
 impl Writer {
-    pub(super) fn new(opened: Opened, place: Place) -> Self {
-        Self { place, opened: Some(opened), told: None }
+    pub(super) fn new(opened: Opened, place: Place, clock: Clock) -> Self {
+        Self { place, opened: Some(opened), clock, told: None }
     }
 
     /// Takes commands until the last that can send any is gone, or says that it is done.
@@ -55,15 +56,53 @@ impl Writer {
 
     /// Carries out all of them in one transaction, or none.
     fn carry_out(&mut self, group: &mut [Command]) -> Result<()> {
-        let opened = match self.opened.take().filter(Opened::is_in_place) {
-            Some(opened) => opened,
-            None => self.place.reopen(Access::Writing)?,
-        };
-        let result = transact(&opened.connection, group);
-        if !result.as_ref().is_err_and(is_the_connections) {
-            self.opened = Some(opened);
+        self.place.health.check()?;
+        let mut opened = self.opened()?;
+        let result = transact(&opened.connection, group, self.clock.now());
+        if result.as_ref().is_err_and(|error| self.place.health.note(error)) {
+            self.told = None;
+        }
+        let whereabouts = opened.whereabouts();
+        match (&result, whereabouts) {
+            (Ok(()), Whereabouts::InPlace) => {
+                opened.see_log();
+                self.place.health.set_log(opened.log);
+                self.opened = Some(opened);
+            }
+            // It was removed meanwhile: what was committed is in the file first, and then it may be told.
+            (Ok(()), Whereabouts::LogGone) => self.opened = Some(self.rescue(opened)?),
+            (Ok(()), Whereabouts::Gone) => return Err(rusqlite::Error::InvalidPath(opened.file)),
+            (Err(error), _) if is_the_connections(error) && whereabouts != Whereabouts::LogGone => {}
+            (Err(_), _) => self.opened = Some(opened),
         }
         result
+    }
+
+    /// The connection to the files that are there.
+    fn opened(&mut self) -> Result<Opened> {
+        match self.opened.take().map(|opened| (opened.whereabouts(), opened)) {
+            Some((Whereabouts::InPlace, opened)) => Ok(opened),
+            Some((Whereabouts::LogGone, opened)) => self.rescue(opened),
+            Some((Whereabouts::Gone, _)) | None => self.reopen(),
+        }
+    }
+
+    /// Saves what is in a log that nobody else finds, and begins another one.
+    fn rescue(&mut self, opened: Opened) -> Result<Opened> {
+        if let Err(error) = opened.empty_log() {
+            self.opened = Some(opened);
+            return Err(error);
+        }
+        drop(opened);
+        let file = self.place.file.display();
+        tracing::warn!(%file, "the inbox's log was removed or replaced; what was in it is in the file");
+        self.reopen()
+    }
+
+    fn reopen(&self) -> Result<Opened> {
+        let opened = self.place.reopen(Access::Writing)?;
+        self.place.health.set_log(opened.log);
+        Ok(opened)
     }
 
     fn tell(&mut self, result: &Result<()>) {
@@ -71,6 +110,10 @@ impl Writer {
             Ok(()) if self.told.take().is_some() => tracing::warn!("the inbox can be written again"),
             Ok(()) => {}
             Err(_) if self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) => {}
+            Err(error) if self.place.health.is_broken() => {
+                self.told = Some(Instant::now());
+                self.place.tell_broken(error);
+            }
             Err(error) => {
                 self.told = Some(Instant::now());
                 let file = self.place.file.display();
@@ -80,9 +123,8 @@ impl Writer {
     }
 }
 
-fn transact(store: &Connection, group: &mut [Command]) -> Result<()> {
+fn transact(store: &Connection, group: &mut [Command], now: i64) -> Result<()> {
     store.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
-    let now = micros(SystemTime::now());
     let result = group
         .iter_mut()
         .try_for_each(|command| carry_out(store, command, now))
@@ -102,7 +144,7 @@ fn carry_out(store: &Connection, command: &mut Command, now: i64) -> Result<()> 
         Command::Accept(_) | Command::Lease(_) | Command::Finish => {}
         Command::Settle(ask) => ask.answer = Some(queue::settle(store, &ask.what, now)?),
         Command::Acts(ask) => ask.answer = Some(queue::acts(store)?),
-        Command::ForgetActs(ask) => ask.answer = Some(queue::forget_acts(store, ask.what)?),
+        Command::ForgetActs(ask) => ask.answer = Some(queue::forget_acts(store, &ask.what)?),
         Command::Drop(ask) => ask.answer = Some(queue::drop(store, &ask.what)?),
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
@@ -55,14 +55,7 @@ impl Bench {
         let (inbox, keeper) = open(&folder, store.clone());
         let records = Arc::new(Mutex::new(Vec::new()));
         let log = Log::start(Box::new(Records(Arc::clone(&records)))).unwrap();
-        let audit = Audit::start(audit::Settings {
-            state_directory: folder.path().to_owned(),
-            on_error: OnError::Refuse,
-            checkpoint_lines: 1000,
-            checkpoint_every: Duration::from_secs(3600),
-            segment_bytes: 1 << 30,
-            segment_every: Duration::from_secs(3600),
-        });
+        let audit = Audit::start(audited_in(folder.path()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self {
             folder,
@@ -158,6 +151,24 @@ impl Bench {
         lines.filter(|line| line["countersign.destination"] == destination).collect()
     }
 
+    /// How many records the audit log has.
+    pub(crate) fn recorded(&self) -> u64 {
+        self.audit.as_ref().unwrap().0.head().sequence
+    }
+
+    /// Has the audit log fail from now on: it is to go on in a new segment, and there is another file at each place for one.
+    pub(crate) fn break_audit(&self, on_error: OnError) -> Vec<PathBuf> {
+        let audit = &self.audit.as_ref().unwrap().0;
+        let next = audit.head().sequence + 1;
+        let path = |number| self.folder.path().join(format!("audit/{number:020}.jsonl"));
+        let in_the_way: Vec<_> = (next..next + 50).map(path).collect();
+        for path in &in_the_way {
+            fs::write(path, "").unwrap();
+        }
+        audit.change(audit::Settings { on_error, segment_bytes: 1, ..audited_in(self.folder.path()) });
+        in_the_way
+    }
+
     /// The records of the audit log of this kind, at the end of everything.
     pub(crate) fn audited(&mut self, kind: &str) -> Vec<Value> {
         drop(self.deliverer.take());
@@ -180,6 +191,17 @@ impl Drop for Bench {
         if let Some((_, writer)) = self.log.take() {
             writer.finish(SOON);
         }
+    }
+}
+
+fn audited_in(folder: &Path) -> audit::Settings {
+    audit::Settings {
+        state_directory: folder.to_owned(),
+        on_error: OnError::Refuse,
+        checkpoint_lines: 1000,
+        checkpoint_every: Duration::from_secs(3600),
+        segment_bytes: 1 << 30,
+        segment_every: Duration::from_secs(3600),
     }
 }
 

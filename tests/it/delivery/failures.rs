@@ -41,10 +41,9 @@ fn whatever_is_no_2xx_is_tried_again() {
 }
 
 #[test]
-fn an_answer_that_breaks_off_is_tried_again() {
+fn an_answer_whose_head_breaks_off_is_tried_again() {
     failed(Vec::new(), "the connection was closed before an answer", None);
     failed(b"HTTP/1.1 200 O".to_vec(), "the answer broke off", None);
-    failed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc".to_vec(), "the answer broke off", Some(200));
     failed(b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(), "the answer is not valid HTTP", None);
 }
 
@@ -72,25 +71,77 @@ fn a_redirect_is_not_followed() {
     assert!(elsewhere.requests().is_empty());
 }
 
+/// A service that begins its first answer with these bytes and then says nothing more.
+fn hanging_behind(begun: &'static [u8]) -> Upstream {
+    let turn = AtomicUsize::new(0);
+    Upstream::serving(move |stream, _| {
+        if turn.fetch_add(1, Ordering::Relaxed) > 0 {
+            return stream.write_all(&answer(200, "")).is_ok();
+        }
+        let _ = stream.write_all(begun);
+        // Until the gateway gives up.
+        let _ = stream.read(&mut [0; 1]);
+        false
+    })
+}
+
 #[test]
-fn a_destination_that_hangs_before_or_within_its_answer_is_late() {
-    for begun in [&b""[..], b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"] {
-        let turn = AtomicUsize::new(0);
-        let service = Upstream::serving(move |stream, _| {
-            if turn.fetch_add(1, Ordering::Relaxed) > 0 {
-                return stream.write_all(&answer(200, "")).is_ok();
-            }
-            let _ = stream.write_all(begun);
-            // Until the gateway gives up.
-            let _ = stream.read(&mut [0; 1]);
-            false
-        });
+fn a_destination_that_hangs_before_its_answer_is_late() {
+    for begun in [&b""[..], b"HTTP/1.1 200 OK\r\nContent-Len"] {
+        let service = hanging_behind(begun);
         let bench = Bench::to(vec![Destination { timeout: SHORT, ..destination("orders", &service) }]);
         bench.accept("evt_1", None, &["orders"]);
         let first = &bench.attempts("orders", 2)[0];
         assert_eq!(first["countersign.reason"], "timed out after 400ms");
         let took = first["countersign.duration_ms"].as_f64().unwrap();
         assert!((400.0..1500.0).contains(&took), "{took}");
+    }
+}
+
+#[test]
+fn the_head_of_an_answer_decides_whatever_its_body_does() {
+    const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc";
+    for service in [failing_first(vec![BEGUN.to_vec()]), hanging_behind(BEGUN)] {
+        let bench = Bench::to(vec![destination("orders", &service)]);
+        bench.accept("evt_1", None, &["orders"]);
+        eventually(|| (service.requests().len() == 1).then_some(()));
+        let answered = Instant::now();
+        bench.until("orders", |figures| figures.delivered == 1);
+        assert!(answered.elapsed() < Duration::from_secs(1), "{:?}", answered.elapsed());
+        // The place is free again.
+        bench.accept("evt_2", None, &["orders"]);
+        bench.until("orders", |figures| figures.delivered == 2);
+        assert_eq!(numbers(&service), [1, 1]);
+        assert!(bench.attempts("orders", 2).iter().all(|record| record["countersign.outcome"] == "delivered"));
+    }
+    let busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 2\r\nContent-Length: 10\r\n\r\nabc";
+    let service = hanging_behind(busy);
+    let retry = Retry { longest: Duration::from_secs(60), ..destination("orders", &service).retry };
+    let bench = Bench::to(vec![Destination { retry, timeout: SHORT, ..destination("orders", &service) }]);
+    let began = Instant::now();
+    bench.accept("evt_1", None, &["orders"]);
+    assert_eq!(bench.attempts("orders", 2)[0]["countersign.reason"], "status 503");
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_answer_that_ends_soon_keeps_its_connection_and_one_that_does_not_closes_it() {
+    for (pause, kept) in [(100, 1), (2000, 2)] {
+        let ports = Arc::new(std::sync::Mutex::new(std::collections::BTreeSet::new()));
+        let seen = Arc::clone(&ports);
+        let service = Upstream::serving(move |stream, _| {
+            seen.lock().unwrap().insert(stream.peer_addr().unwrap().port());
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc");
+            std::thread::sleep(Duration::from_millis(pause));
+            stream.write_all(b"def").is_ok()
+        });
+        let one = Destination { concurrency: 1, ..destination("orders", &service) };
+        let bench = Bench::to(vec![one]);
+        for event in ["evt_1", "evt_2"] {
+            bench.accept(event, None, &["orders"]);
+        }
+        bench.until("orders", |figures| figures.delivered == 2);
+        assert_eq!(ports.lock().unwrap().len(), kept, "{pause} ms");
     }
 }
 

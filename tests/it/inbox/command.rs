@@ -55,13 +55,16 @@ fn the_inbox_is_looked_at_and_changed_beside_the_gateway() {
     let (code, done) = json(&folder, &["retry", "evt_1"]);
     assert_eq!((code, &done[0]["outcome"], &done[0]["delivery"]), (Some(0), &"retry".into(), &delivery.into()));
     let again = opened.lease(want("a", 9));
-    assert_eq!(events(&again), ["evt_2", "evt_1"]);
-    assert_eq!((again.due[1].attempt, &*again.due[1].delivery), (2, delivery));
+    assert_eq!(events(&again), ["evt_1", "evt_2"]);
+    assert_eq!((again.due[0].attempt, &*again.due[0].delivery), (2, delivery));
     let (code, done) = json(&folder, &["retry", delivery]);
     assert_eq!((code, &done[0]["outcome"]), (Some(1), &"refused".into()));
     let (code, _, _) = ran(&folder, &["discard", "evt_2"]);
+    assert_eq!(code, Some(1));
+    assert!(opened.settle(&again.due[1], End::Released));
+    let (code, _, _) = ran(&folder, &["discard", "evt_2"]);
     assert_eq!(code, Some(0));
-    assert!(opened.settle(&again.due[1], End::Delivered) && !opened.settle(&again.due[0], End::Delivered));
+    assert!(opened.settle(&again.due[0], End::Delivered) && !opened.settle(&again.due[1], End::Delivered));
 
     let (_, stats) = json(&folder, &["stats"]);
     assert_eq!((&stats["events"], &stats["oldest_pending_seconds"]), (&2.into(), &Value::Null));

@@ -1,6 +1,6 @@
 //! The store in PostgreSQL, which gateways may share.
 
-use std::{collections::HashMap, sync::Mutex, time::Instant};
+use std::{collections::HashMap, sync::Mutex};
 
 use countersign::inbox::{Fault, Initialised, Unavailable};
 
@@ -65,6 +65,27 @@ fn looked_at(name: &str, promise: fn(&Opened, &Settings)) {
 #[test]
 fn what_is_done_by_hand_is_noted() {
     looked_at("by_hand", promises::what_is_done_by_hand_is_noted);
+}
+
+#[test]
+fn a_retried_one_waits_for_what_is_under_way() {
+    looked_at("retried_one", promises::a_retried_one_waits_for_what_is_under_way);
+}
+
+#[test]
+fn what_is_committed_late_waits_for_what_is_under_way() {
+    looked_at("committed_late", |opened, _| {
+        opened.accept(arrived("evt_1", Some("in_1"), &["a"]));
+        let first = opened.lease(in_order("a", 9)).due.remove(0);
+        // As if a number before its own had been given to the other.
+        let sql = "UPDATE countersign.events SET seq = seq + 100; UPDATE countersign.bodies SET event = event + 100; \
+                   UPDATE countersign.deliveries SET number = number + 100 * 65536";
+        Server::shared().unwrap().run("committed_late", sql);
+        opened.accept(arrived("evt_2", Some("in_1"), &["a"]));
+        assert_eq!(events(&opened.lease(in_order("a", 9))), [""; 0]);
+        assert!(opened.settle(&first, End::Released));
+        assert_eq!(events(&opened.lease(in_order("a", 9))), ["evt_2"]);
+    });
 }
 
 #[test]
@@ -178,6 +199,29 @@ fn a_server_that_is_gone_refuses_and_is_taken_up_again() {
         assert_eq!(opened.accept(arrived(&format!("evt_{number}"), None, &["a"])), Acceptance::Duplicate);
     }
     assert_eq!(opened.lease(want("a", 100)).due.len(), 21);
+    opened.finish();
+}
+
+#[test]
+fn nothing_is_accepted_into_a_store_that_was_made_anew() {
+    let Some(server) = Server::shared() else { return };
+    let (settings, _folder) = settings_in(server, "anew");
+    let opened = Opened::of(&settings);
+    opened.accept(arrived("evt_1", None, &["a"]));
+    let identity = server.run("anew", "SELECT identity FROM countersign.store").unwrap();
+    server.run("anew", "UPDATE countersign.store SET identity = 'another'");
+    let ends = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity \
+                WHERE datname = 'anew' AND application_name = 'countersign'";
+    server.run("anew", ends);
+    for _ in 0..2 {
+        let refused = opened.wait(opened.inbox.accept(arrived("evt_2", None, &["a"])));
+        assert_eq!(refused, Err(Unavailable::Failed));
+        assert_eq!(opened.wait(opened.inbox.lease(want("a", 9))).unwrap_err(), Unavailable::Failed);
+    }
+    assert_eq!(server.run("anew", "SELECT count(*) FROM countersign.events").as_deref(), Some("1"));
+    server.run("anew", &format!("UPDATE countersign.store SET identity = '{identity}'"));
+    assert_eq!(opened.accept(arrived("evt_2", None, &["a"])), Acceptance::New);
+    assert_eq!(opened.lease(want("a", 9)).due.len(), 2);
     opened.finish();
 }
 

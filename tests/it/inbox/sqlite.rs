@@ -59,6 +59,11 @@ fn what_is_done_by_hand_is_noted() {
 }
 
 #[test]
+fn a_retried_one_waits_for_what_is_under_way() {
+    looked_at(promises::a_retried_one_waits_for_what_is_under_way);
+}
+
+#[test]
 fn lists_are_as_asked_for() {
     looked_at(promises::lists_are_as_asked_for);
 }
@@ -211,6 +216,81 @@ fn nothing_is_accepted_into_a_file_that_was_moved_away() {
     assert_eq!(opened.accept(arrived("evt_2", None, &["a"])), Acceptance::New);
     assert_eq!(opened.lease(want("a", 9)).due.len(), 2);
     opened.finish();
+}
+
+#[test]
+fn what_is_in_a_log_that_was_removed_is_saved_before_more_is_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = sqlite_in(folder.path());
+    let opened = Opened::of(&settings);
+    let log = settings.state_directory.join("inbox/inbox.sqlite-wal");
+    opened.accept(arrived("evt_1", None, &["a"]));
+    fs::remove_file(&log).unwrap();
+    opened.accept(arrived("evt_2", None, &["a"]));
+    // Another file in its place is not written by us either.
+    fs::remove_file(&log).unwrap();
+    fs::write(&log, "another").unwrap();
+    opened.accept(arrived("evt_3", None, &["a"]));
+    assert_eq!(opened.wait(opened.inbox.figures()).unwrap()[0].pending, 3);
+    // As after a crash: what a restart would find.
+    let found = tempfile::tempdir().unwrap();
+    fs::create_dir(found.path().join("inbox")).unwrap();
+    for name in ["inbox.marker", "inbox/inbox.sqlite", "inbox/inbox.sqlite-wal"] {
+        fs::copy(settings.state_directory.join(name), found.path().join(name)).unwrap();
+    }
+    let restarted = Opened::of(&sqlite_in(found.path()));
+    assert_eq!(events(&restarted.lease(want("a", 9))), ["evt_1", "evt_2", "evt_3"]);
+    restarted.finish();
+    assert_eq!(opened.lease(want("a", 9)).due.len(), 3);
+    opened.finish();
+}
+
+#[test]
+fn a_file_that_is_damaged_while_it_is_open_takes_nothing_until_a_restart() {
+    let (settings, _folder) = used();
+    let opened = Opened::of(&settings);
+    opened.accept(arrived("evt_9", None, &["a"]));
+    // Written by another, so that it is read anew from the file.
+    run(&settings, "UPDATE deliveries SET last_error = 'x'; PRAGMA wal_checkpoint(TRUNCATE)");
+    let kept = fs::read(file(&settings)).unwrap();
+    fs::write(file(&settings), [&kept[..4096], &vec![b'x'; kept.len() - 4096]].concat()).unwrap();
+    let accept = || opened.wait(opened.inbox.accept(arrived("evt_10", None, &["a"])));
+    assert_eq!(accept(), Err(Unavailable::Failed));
+    fs::write(file(&settings), &kept).unwrap();
+    assert_eq!(accept(), Err(Unavailable::Failed));
+    assert_eq!(opened.wait(opened.inbox.lease(want("a", 9))).unwrap_err(), Unavailable::Failed);
+    assert_eq!(opened.wait(opened.inbox.figures()).unwrap_err(), Unavailable::Failed);
+    opened.finish();
+    let opened = Opened::of(&settings);
+    assert_eq!(opened.accept(arrived("evt_9", None, &["a"])), Acceptance::Duplicate);
+    assert_eq!(opened.accept(arrived("evt_10", None, &["a"])), Acceptance::New);
+    opened.finish();
+}
+
+#[test]
+fn a_clock_that_was_wrong_before_a_restart_delays_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = sqlite_in(folder.path());
+    let opened = Opened::of(&settings);
+    opened.accept(arrived("evt_1", None, &["a"]));
+    opened.finish();
+    for hours in [1_u64, 24 * 365] {
+        let micros = (hours * 3600 * 1_000_000).to_string();
+        // It was ahead by so much when the event came; by a year only for the store.
+        let came = if hours == 1 { "UPDATE events SET received = received + {};" } else { "" };
+        run(&settings, &format!("{came} UPDATE deliveries SET due = due + {{}}").replace("{}", &micros));
+        let opened = Opened::of(&settings);
+        let due = opened.lease(want("a", 9)).due.remove(0);
+        assert!(opened.settle(&due, End::Again { after: DAY, error: String::new() }));
+        // By hand it is due at once, whatever clock the gateway has.
+        let mut desk = Desk::open(&settings).unwrap();
+        desk.act(Deed::Retry, "evt_1", "op").unwrap();
+        let next = desk.list(&Filter { limit: 1, ..Filter::default() }, &["a"]).unwrap()[0].next.unwrap();
+        assert!(next.elapsed().unwrap() < LONG, "{next:?}");
+        let due = opened.lease(want("a", 9)).due.remove(0);
+        assert!(opened.settle(&due, End::Released));
+        opened.finish();
+    }
 }
 
 /// The name of the variable that tells a child of these tests that it is one.
