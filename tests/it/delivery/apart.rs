@@ -182,6 +182,6 @@ fn attempts_that_have_ended_make_room_together() {
     eventually(|| (service.requests().len() == 2 * WIDE).then_some(()));
     // What is taken in one transaction has a lease that ends at one moment.
     let leases = "SELECT count(DISTINCT due) FROM deliveries WHERE state = 1";
-    let leases: usize = store.query_row(leases, [], |row| row.get(0)).unwrap();
-    assert!(leases < WIDE / 2, "{leases} looks for {WIDE} deliveries");
+    let leases: u32 = store.query_row(leases, [], |row| row.get(0)).unwrap();
+    assert!((leases as usize) < WIDE / 2, "{leases} looks for {WIDE} deliveries");
 }
