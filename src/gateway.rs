@@ -139,7 +139,8 @@ impl Gateway {
         let checked = head::check(&parts, arrival.fault, &self.limits);
         // Nothing behind a head without one reading is taken for another request.
         let is_unclear = checked.is_err() && parts.version != Version::HTTP_2;
-        let webhook = if checked.is_ok() { self.webhook(&parts) } else { None };
+        // Of bytes that are no request nothing is looked at.
+        let webhook = if arrival.fault.is_none() { self.webhook(&parts) } else { None };
         if let Some(webhook) = webhook {
             exchange.note_webhook(webhook);
         }

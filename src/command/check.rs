@@ -20,6 +20,8 @@ use crate::{
 
 mod webhooks;
 
+pub(super) use webhooks::warn_of_orphans;
+
 /// The configuration can be used.
 const FINE: u8 = 0;
 /// The configuration cannot be used.
@@ -55,7 +57,7 @@ pub fn run(
             return CONFIGURATION;
         }
     };
-    webhooks::warn_of_orphans(&mut config, strict);
+    warn_of_orphans(&mut config, strict);
     let written = match format {
         Format::Text => text(&config, config_path, now, out),
         Format::Json => writeln!(out, "{}", json(&config, now)),

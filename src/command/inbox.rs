@@ -322,16 +322,31 @@ fn told(details: &Details, with_body: bool) -> String {
     text += &table(&details.deliveries);
     match details.body.as_deref() {
         Some(body) if with_body => {
-            let _ = writeln!(text, "\n{}", String::from_utf8_lossy(body));
+            let _ = writeln!(text, "\n{}", shown(&String::from_utf8_lossy(body)));
         }
         Some(body) => {
             if let Some(keys) = keys(body) {
-                let _ = writeln!(text, "\n{keys:#}");
+                let _ = writeln!(text, "\n{}", shown(&format!("{keys:#}")));
             }
         }
         None => {}
     }
     text
+}
+
+/// `text` as a terminal shows it and does not obey it: control characters, and those that turn the direction of writing,
+/// are escaped.
+fn shown(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_plain = |c: char| matches!(c, '\n' | '\t') || !c.is_control() && !turns(c);
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if is_plain(c) {
+            shown.push(c);
+        } else {
+            shown.extend(c.escape_unicode());
+        }
+        shown
+    })
 }
 
 /// The JSON in `body` with the kind of each value in its place; `None` where it is no JSON.

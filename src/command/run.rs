@@ -69,6 +69,9 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
         Ok(Confinement::None) => tracing::info!("not confined: this kernel has no Landlock"),
         Err(error) => tracing::warn!(%error, "not confined"),
     }
+    if !config.keeps_events() {
+        super::check::warn_of_orphans(&mut config, false);
+    }
     for warning in &config.warnings {
         tracing::warn!(key = warning.key, "{}", warning.text);
     }

@@ -56,11 +56,7 @@ fn postgres(item: &Item<'_>, ca: Option<&Item<'_>>, unsafe_plain: bool) -> Optio
         secret.item.error(&format!("{} {what}", secret.origin), Some(suggestion));
     };
     // Whoever is asked for over TLS is verified in full, whatever of it the URL wants.
-    let verifies = ["verify-ca", "verify-full"];
-    let text = verifies
-        .iter()
-        .fold(secret.text.trim().to_owned(), |text, mode| text.replace(&format!("sslmode={mode}"), "sslmode=require"));
-    let text = zeroize::Zeroizing::new(text);
+    let text = zeroize::Zeroizing::new(requiring(secret.text.trim()));
     let Ok(mut config) = text.parse::<tokio_postgres::Config>() else {
         wrong("holds no URL of a PostgreSQL database", &format!("write one line: {URL}"));
         return None;
@@ -114,6 +110,14 @@ fn postgres(item: &Item<'_>, ca: Option<&Item<'_>>, unsafe_plain: bool) -> Optio
             None
         }
     }
+}
+
+/// The same, with the mode that the library knows in place of those that it does not; only behind user and password.
+fn requiring(text: &str) -> String {
+    let (user, rest) = text.rfind('@').and_then(|at| text.split_at_checked(at)).unwrap_or(("", text));
+    let modes = ["sslmode=verify-ca", "sslmode=verify-full"];
+    let rest = modes.iter().fold(rest.to_owned(), |rest, mode| rest.replace(mode, "sslmode=require"));
+    format!("{user}{rest}")
 }
 
 /// Whether it is this machine.

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
@@ -35,6 +36,8 @@ const DELIVER: &str = "[[webhooks.deliver]] with `name` and `to`";
 const SECRETS: &str = "secrets = [{ file = \"secrets/NAME.whsec\" }]";
 const ACCOUNTS: &str = "accounts = [\"acct_…\", \"self\"]";
 const BODY_BYTES: u64 = 1 << 20;
+/// The inbox holds twice as much of what waits to be written.
+const EVENT: RangeInclusive<u64> = 1..=32 << 20;
 /// The largest list of addresses that is read.
 const SOURCES_LIMIT_BYTES: u64 = 1 << 20;
 
@@ -82,8 +85,9 @@ fn webhook<'c>(section: &Section<'c>, seen: &mut Seen<'_, 'c>) -> Option<Webhook
     let keys = section.required("secrets", SECRETS).and_then(|item| keys(&item));
     let livemode = section.item("livemode").map_or(Some(Livemode::Only(true)), |item| livemode(&item));
     let accounts = section.item("accounts").map_or(Some(None), |item| accounts(&item).map(Some));
-    let body_limit_bytes =
-        section.item("body_limit").map_or(Some(BODY_BYTES), |item| body_limit(&item, Some(Demand::Body), seen.limits));
+    let body_limit_bytes = section.item("body_limit").map_or(Some(BODY_BYTES), |item| {
+        item.size(EVENT).and_then(|_| body_limit(&item, Some(Demand::Body), seen.limits))
+    });
     let sources = section.item("sources").map_or(Some(None), |item| sources(&item).map(Some));
     let direct = section.item("mode").map_or(Some(false), |item| is_direct(&item));
     let deliver = section.required("deliver", DELIVER).and_then(|item| item.list(DELIVER));
@@ -333,4 +337,4 @@ fn sources(item: &Item<'_>) -> Option<Vec<IpNet>> {
 }
 
 /// How long an attempt may take.
-pub(super) const ATTEMPT: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
+pub(super) const ATTEMPT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);

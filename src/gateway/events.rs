@@ -19,7 +19,7 @@ use crate::{
     headers::{self, Client},
     inbox::{Acceptance, Arrived, Inbox},
     limits::Network,
-    record::Decision,
+    record::{Access, Decision},
     rejection::Rejection,
     route::Methods,
     upstream::{self, Outgoing, Payload},
@@ -66,14 +66,20 @@ impl Gateway {
             return Err(Rejection::store_unavailable());
         }
         if let Some(outcome) = webhook.drops(authentic.event()) {
-            return acknowledged(exchange, outcome, Decision::Dropped);
+            if !exchange.note_outcome(outcome, Decision::Dropped) {
+                return Err(Rejection::store_unavailable());
+            }
+            return Ok(acknowledgement(outcome));
         }
         match &webhook.mode {
             Mode::Inbox(_) => {
-                let outcome = self.keep(webhook, parts, &authentic, bytes, now).await.inspect_err(|_| {
+                let kept = self.keep(webhook, parts, &authentic, (bytes, now), exchange).await;
+                let Some((outcome, true)) = kept else {
                     exchange.note_failure();
-                })?;
-                acknowledged(exchange, outcome, Decision::Permitted)
+                    return Err(Rejection::store_unavailable());
+                };
+                exchange.note_kept(outcome);
+                Ok(acknowledgement(outcome))
             }
             Mode::Direct(direct) => self.hand_on(direct, parts, &authentic, bytes, now, exchange).await,
         }
@@ -117,16 +123,17 @@ impl Gateway {
         Ok(Read { authentic, bytes, _room: room })
     }
 
-    /// Answers once the event is durable.
+    /// Answers once the event is durable, and whether it may be acknowledged. It is kept and recorded to the end, whether the
+    /// client stays or not.
     async fn keep(
         &self,
-        webhook: &Arc<Webhook>,
+        webhook: &Webhook,
         parts: &Parts,
         authentic: &Authentic,
-        body: Bytes,
-        received: SystemTime,
-    ) -> Result<Outcome, Rejection> {
-        let intake = self.intake.as_ref().ok_or_else(Rejection::store_unavailable)?;
+        (body, received): (Bytes, SystemTime),
+        exchange: &Exchange,
+    ) -> Option<(Outcome, bool)> {
+        let Intake { inbox, post } = self.intake.clone()?;
         let event = authentic.event();
         let destinations = webhook.destinations(event);
         let content_type = content_type(parts).and_then(|value| value.to_str().ok());
@@ -138,17 +145,25 @@ impl Gateway {
             received,
             destinations: destinations.clone(),
         };
-        match intake.inbox.accept(arrived).await {
-            Ok(Acceptance::New) => {
-                intake.post.wake(&destinations);
-                Ok(Outcome::Accepted)
+        let (audit, record) = (self.audit.clone(), exchange.event_record());
+        let keeping = tokio::spawn(async move {
+            let outcome = match inbox.accept(arrived).await {
+                Ok(Acceptance::New) => Outcome::Accepted,
+                Ok(Acceptance::Duplicate) => Outcome::Duplicate,
+                Err(reason) => {
+                    tracing::debug!(%reason, "an event was not kept; Stripe sends it again");
+                    return None;
+                }
+            };
+            if outcome == Outcome::Accepted {
+                post.wake(&destinations);
             }
-            Ok(Acceptance::Duplicate) => Ok(Outcome::Duplicate),
-            Err(reason) => {
-                tracing::error!(webhook = webhook.path.as_str(), %reason, "an event was not kept; Stripe sends it again");
-                Err(Rejection::store_unavailable())
-            }
-        }
+            let recorded = audit
+                .zip(record)
+                .is_none_or(|(audit, record)| audit.event(&Access { outcome: Some(outcome), ..*record }));
+            Some((outcome, recorded))
+        });
+        keeping.await.ok().flatten()
     }
 }
 
@@ -233,12 +248,9 @@ fn content_type(parts: &Parts) -> Option<&HeaderValue> {
 }
 
 /// Stripe is told that the event is in good hands.
-fn acknowledged(exchange: &mut Exchange, outcome: Outcome, decision: Decision) -> Result<Response<Content>, Rejection> {
-    if !exchange.note_outcome(outcome, decision) {
-        return Err(Rejection::store_unavailable());
-    }
+fn acknowledgement(outcome: Outcome) -> Response<Content> {
     let text = format!("{{\"received\":true,\"outcome\":\"{}\"}}\n", outcome.as_str());
     let mut response = Response::new(Content::Ours(text.into()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Ok(response)
+    response
 }

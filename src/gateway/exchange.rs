@@ -302,6 +302,16 @@ impl Exchange {
         may_pass
     }
 
+    /// What the audit log is to say of the event, for whoever records it apart from the request.
+    pub(super) fn event_record(&self) -> Option<Box<Access>> {
+        self.record.as_ref().map(|record| Box::new(record.of_event()))
+    }
+
+    /// What became of the event, which is recorded already.
+    pub(super) fn note_kept(&mut self, outcome: Outcome) {
+        self.note(|record| (record.outcome, record.decision) = (Some(outcome), Decision::Permitted));
+    }
+
     /// Where the event goes.
     pub(super) fn note_server(&mut self, name: &Arc<str>) {
         self.note(|record| record.upstream = Some(Arc::clone(name)));
@@ -371,15 +381,17 @@ impl Exchange {
     }
 
     /// Refused: recorded if somebody is proven to have asked, else counted. What is permitted is recorded already, whatever
-    /// its upstream answers.
+    /// its upstream answers; but of an event it is recorded as well that it did not get there.
     fn note_refusal(&self, code: Code) {
         let (Some(audit), Some(record)) = (&self.audit, &self.record) else { return };
+        if record.webhook.is_some() && record.signed.is_some() {
+            let _ = audit.event(record);
+            return;
+        }
         if record.decision == Decision::Permitted {
             return;
         }
-        if record.webhook.is_some() && record.signed.is_some() {
-            let _ = audit.event(record);
-        } else if record.account.is_some() {
+        if record.account.is_some() {
             // What finds no room is counted as lost.
             let _ = audit.decision(record);
         } else {

@@ -302,8 +302,8 @@ impl Gateway {
             let age = of.oldest_pending.map_or(0, |since| now.duration_since(since).unwrap_or_default().as_secs());
             ([("destination", of.destination.clone())], age)
         });
-        let help = "Age of the oldest event that is not delivered yet";
-        families.gauges("countersign_delivery_oldest_pending", help, Some(&Unit::Seconds), ages)
+        let told = "Age of the oldest event that is not delivered yet";
+        families.gauges("countersign_delivery_oldest_pending", told, Some(&Unit::Seconds), ages)
     }
 
     fn certificates(&self, families: &mut Families<'_>) -> fmt::Result {

@@ -196,6 +196,37 @@ impl Access {
         plain(out, ",\"config\":\"", &self.config);
     }
 
+    /// What of it the audit log says of an event, to be recorded apart from the request.
+    pub(crate) fn of_event(&self) -> Self {
+        Self {
+            config: Arc::clone(&self.config),
+            arrived: self.arrived,
+            started: self.started,
+            request_id: self.request_id.clone(),
+            asked: None,
+            protocol: self.protocol,
+            client: self.client.clone(),
+            user_agent: None,
+            status: 0,
+            route: None,
+            webhook: self.webhook.clone(),
+            event: self.event.clone(),
+            outcome: None,
+            account: None,
+            user: None,
+            roles: Vec::new(),
+            signed: self.signed,
+            decision: Decision::Permitted,
+            reason: None,
+            upstream: None,
+            upstream_time: None,
+            trace_id: None,
+            received_bytes: self.received_bytes,
+            sent_bytes: 0,
+            complete: false,
+        }
+    }
+
     /// Appends what the audit log says of an event, or of a refusal of what Stripe signed.
     pub(crate) fn print_event(&self, out: &mut Vec<u8>) {
         plain(out, ",\"request_id\":\"", self.request_id.to_str().unwrap_or_default());

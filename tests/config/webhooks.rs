@@ -93,7 +93,6 @@ fn each_mistake_is_told_at_its_place() {
     folder.put("url/none", "0123456789abcdef");
     folder.put("url/part", "postgres://db.intranet/");
     folder.load(GOOD_WEBHOOKS, &[]).unwrap_or_else(|errors| panic!("{errors}"));
-    let deliver = |more: &str| format!("name = \"billing\"\n{more}");
     for (from, to, part, message, suggestion) in [
         ("/stripe/events\"", "/stripe/\"", "\"/stripe/\"", "ends with a slash", "exactly one path"),
         ("/stripe/events\"", "/a/../b\"", "\"/a/../b\"", "is not a path", "literally"),
@@ -111,7 +110,15 @@ fn each_mistake_is_told_at_its_place() {
         ("path =", "accounts = [\"cus_1\"]\npath =", "\"cus_1\"", "not an account id", "\"self\""),
         ("path =", "accounts = []\npath =", "[]\npath", "is empty", "accounts ="),
         ("path =", "mode = \"queue\"\npath =", "\"queue\"", "is no mode", "\"direct\""),
-        ("path =", "body_limit = \"1GiB\"\npath =", "\"1GiB\"", "does not fit", "[limits]"),
+        ("path =", "body_limit = \"33MiB\"\npath =", "\"33MiB\"", "out of range", "32MiB"),
+        (
+            "[inbox]",
+            "[limits]\nbuffered_bytes = \"8MiB\"\nbuffered_bytes_per_address = \"8MiB\"\n[[webhooks]]\npath = \"/b\"\nbody_limit = \"9MiB\"\n\
+             secrets = [{ file = \"secrets/billing.whsec\" }]\ndeliver = [{ name = \"b\", to = \"http://b\" }]\n[inbox]",
+            "\"9MiB\"",
+            "does not fit",
+            "[limits]",
+        ),
         ("path =", "sources = { file = \"nowhere\" }\npath =", "\"nowhere\"", "cannot be read", "one a line"),
         (
             "path =",
@@ -171,6 +178,12 @@ fn each_mistake_is_told_at_its_place() {
         assert_ne!(text, GOOD_WEBHOOKS, "{from}");
         assert_refused(&folder, &text, part, message, suggestion);
     }
+}
+
+#[test]
+fn each_mistake_in_a_destination_is_told_at_its_place() {
+    let folder = Folder::new();
+    let deliver = |more: &str| format!("name = \"billing\"\n{more}");
     for (more, part, message, suggestion) in [
         ("types = [\"invoice*\"]", "\"invoice*\"", "no type of events", "invoice.*"),
         ("types = [\"*\"]", "\"*\"", "no type of events", "leave `types` out"),
@@ -185,6 +198,11 @@ fn each_mistake_is_told_at_its_place() {
         let text = GOOD_WEBHOOKS.replacen("name = \"billing\"", &deliver(more), 1);
         assert_refused(&folder, &text, part, message, suggestion);
     }
+}
+
+#[test]
+fn a_path_is_a_route_s_or_a_webhook_s_and_there_must_be_either() {
+    let folder = Folder::new();
     let same = GOOD.to_owned()
         + GOOD_WEBHOOKS.split_once("[[webhooks]]").map(|(_, rest)| "[[webhooks]]".to_owned() + rest).unwrap().as_str();
     let same = same.replace("/stripe/events", "/shipping/x").replace("/shipping/orders/", "/shipping/x");

@@ -395,6 +395,9 @@ fn in_direct_mode_the_status_is_relayed_and_nothing_else() {
     assert_closed(&unreachable);
     let unwanted = to_gone(&event("evt_4", "").replace("invoice.paid", "charge.failed"));
     assert_eq!((unwanted.status, unwanted.json()["outcome"].as_str()), (200, Some("unwanted")));
+    let outcomes: Vec<_> =
+        lab.audited(5, "event").iter().map(|record| (record["event"].clone(), record["outcome"].clone())).collect();
+    assert!(outcomes.contains(&("evt_3".into(), "failed".into())), "{outcomes:?}");
     lab.until_metric(r#"countersign_webhook_events_total{webhook="/gone",outcome="failed"} 1"#);
     lab.until_metric(r#"countersign_webhook_events_total{webhook="/stripe/events",outcome="forwarded"} 2"#);
     assert!(!fs::exists(lab.folder.file("state/inbox")).unwrap(), "direct mode keeps nothing");
@@ -451,6 +454,33 @@ fn what_waits_for_a_destination_that_is_gone_is_listed_and_warned_of() {
     let done = &lab.audited(1, "inbox")[0];
     assert!(done["act"] == "discard" && done["event"] == "evt_1", "{done}");
     assert!(!run(&["check"]).contains("deliveries wait"));
+}
+
+#[test]
+fn an_event_whose_sender_leaves_is_kept_recorded_and_delivered() {
+    let service = Upstream::ok();
+    let lab = Lab::new(&service, "");
+    let script = "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1],isolation_level=None)\nc.execute('BEGIN EXCLUSIVE')\nprint('locked',flush=True)\nsys.stdin.read()\n";
+    let mut holder = Command::new("python3")
+        .args(["-c", script, &lab.folder.file("state/inbox/inbox.sqlite")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 7];
+    holder.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    let body = event("evt_1", "");
+    let mut client = Client::to(([127, 0, 0, 1], lab.folder.port).into(), &lab.tls);
+    client.send(posted("/stripe/events", &body, &key(STRIPES).header(now(), body.as_bytes())));
+    // The gateway has read it and waits for the store when its sender leaves.
+    std::thread::sleep(Duration::from_millis(500));
+    drop(client);
+    lab.records(1, |line| line["http.response.status_code"] == 499);
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    let audited = &lab.audited(1, "event")[0];
+    assert_eq!((&audited["event"], &audited["outcome"]), (&"evt_1".into(), &"accepted".into()), "{audited}");
+    lab.records(1, |line| line["countersign.attempt"] == 1);
 }
 
 #[test]

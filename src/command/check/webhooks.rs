@@ -15,9 +15,10 @@ use crate::{
 pub(super) const INBOX: &str = "the inbox";
 
 /// Warns of what the inbox holds for destinations that are not in the configuration. A database is asked only if `strict`.
-pub(super) fn warn_of_orphans(config: &mut Config, strict: bool) {
+pub(in crate::command) fn warn_of_orphans(config: &mut Config, strict: bool) {
     let is_near = matches!(config.inbox.store, Store::Sqlite);
-    if !is_near && !(strict && config.keeps_events()) {
+    let is_asked = is_near || strict && config.keeps_events();
+    if !is_asked {
         return;
     }
     let held = match Desk::open(&config.inbox) {
