@@ -76,12 +76,10 @@ impl Desk {
             Some((kind, None)) => equals("type = ?", kind),
         }
         values.push(Value::from(i64::from(*limit)));
-        // What an index has all of is looked through there, and only what is listed is fetched from the tables.
-        let needs_events = kind.is_some() || account.is_some();
-        let from = if needs_events { "deliveries JOIN events ON seq = number / 65536" } else { "deliveries" };
         let conditions = if conditions.is_empty() { "TRUE".to_owned() } else { conditions.join(" AND ") };
+        let (from, order) = source(filter);
         let sql = format!(
-            "{ROWS} WHERE d.number IN (SELECT number FROM {from} WHERE {conditions} ORDER BY number DESC LIMIT ?) \
+            "{ROWS} WHERE d.number IN (SELECT number FROM {from} WHERE {conditions} ORDER BY {order} LIMIT ?) \
              ORDER BY d.number DESC"
         );
         let mut select = self.0.connection.prepare(&sql)?;
@@ -147,6 +145,19 @@ struct Target {
     destination: String,
     object: Option<String>,
     standing: Standing,
+}
+
+/// Where rows are looked for, and their order: the newest first. What an index has all of is looked through there, and only what is
+/// listed is fetched from the tables; where only events tell, they are read and not the deliveries of those that do not count.
+fn source(filter: &Filter) -> (&'static str, &'static str) {
+    match (filter.kind.is_some() || filter.account.is_some(), filter.state) {
+        (false, _) => ("deliveries", "number DESC"),
+        (true, Some(_)) => ("deliveries JOIN events ON seq = number / 65536", "number DESC"),
+        (true, None) => (
+            "events CROSS JOIN deliveries ON number BETWEEN seq * 65536 AND seq * 65536 + 65535",
+            "seq DESC, number DESC",
+        ),
+    }
 }
 
 fn targets(store: &Connection, id: &str, now: i64) -> Result<Vec<Target>> {

@@ -6,7 +6,7 @@ use std::{
     net::TcpListener,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -148,4 +148,40 @@ fn two_that_share_an_inbox_never_make_an_attempt_both() {
         let before = last.insert(number % 20, number).unwrap_or_default();
         assert!(before <= number, "{number} came after {before}");
     }
+}
+
+/// Each look into the inbox is a transaction. A store that is slow must not make it one for each delivery.
+#[test]
+fn attempts_that_have_ended_make_room_together() {
+    const WIDE: usize = 16;
+    let (is_open, asked) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0));
+    let opens = Arc::clone(&is_open);
+    // The first so many are answered together, those that follow never.
+    let service = Upstream::serving(move |stream, _| {
+        if asked.fetch_add(1, Ordering::Relaxed) >= WIDE {
+            return stream.read(&mut [0; 1]).is_err();
+        }
+        while !opens.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stream.write_all(&answer(200, "")).is_ok()
+    });
+    let mut bench = Bench::new();
+    for number in 0..2 * WIDE {
+        bench.accept(&format!("evt_{number}"), None, &["wide"]);
+    }
+    let wide = Destination { timeout: Duration::from_secs(30), concurrency: WIDE, ..destination("wide", &service) };
+    bench.start(vec![wide]);
+    eventually(|| (service.requests().len() == WIDE).then_some(()));
+    let store = rusqlite::Connection::open(bench.folder.path().join("inbox/inbox.sqlite")).unwrap();
+    store.execute_batch("BEGIN IMMEDIATE").unwrap();
+    is_open.store(true, Ordering::Relaxed);
+    // All have ended, and wait to be noted.
+    bench.attempts("wide", WIDE);
+    store.execute_batch("COMMIT").unwrap();
+    eventually(|| (service.requests().len() == 2 * WIDE).then_some(()));
+    // What is taken in one transaction has a lease that ends at one moment.
+    let leases = "SELECT count(DISTINCT due) FROM deliveries WHERE state = 1";
+    let leases: u32 = store.query_row(leases, [], |row| row.get(0)).unwrap();
+    assert!((leases as usize) < WIDE / 2, "{leases} looks for {WIDE} deliveries");
 }
