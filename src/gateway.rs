@@ -30,14 +30,16 @@ use crate::{
     webhook::{Event, Outcome, Webhook, Webhooks},
 };
 
+mod activity;
 mod events;
 mod exchange;
 mod head;
 mod rules;
 mod tunnel;
 
+pub use activity::{Activity, Busy};
 pub use events::Intake;
-pub use exchange::{Activity, Busy, Exchange};
+pub use exchange::Exchange;
 pub use head::Fault;
 pub use rules::Rules;
 pub use tunnel::Tunnel;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Read as _,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -145,6 +145,19 @@ fn lines(file: &str, count: usize, holds: impl Fn(&Value) -> bool) -> Vec<Value>
         assert!(Instant::now() < deadline, "{} of {count} in {text}", found.len());
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A process that holds the store for itself until its input ends.
+fn locked(file: &str) -> Child {
+    let script = "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1],isolation_level=None)\nc.execute('BEGIN EXCLUSIVE')\nprint('locked',flush=True)\nsys.stdin.read()\n";
+    let mut holder = Command::new("python3")
+        .args(["-c", script, file])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    holder.stdout.as_mut().unwrap().read_exact(&mut [0; 7]).unwrap();
+    holder
 }
 
 /// No page may read what Stripe is answered.
@@ -408,15 +421,7 @@ fn in_direct_mode_the_status_is_relayed_and_nothing_else() {
 fn a_store_that_is_locked_is_503_and_the_rest_goes_on() {
     let service = Upstream::ok();
     let lab = Lab::new(&service, "");
-    let script = "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1],isolation_level=None)\nc.execute('BEGIN EXCLUSIVE')\nprint('locked',flush=True)\nsys.stdin.read()\n";
-    let mut holder = Command::new("python3")
-        .args(["-c", script, &lab.folder.file("state/inbox/inbox.sqlite")])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = [0; 7];
-    holder.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    let mut holder = locked(&lab.folder.file("state/inbox/inbox.sqlite"));
     let refused = lab.post(&event("evt_1", ""));
     assert_eq!((refused.status, refused.code().as_str()), (503, "store_unavailable"), "{refused:?}");
     assert!(refused.header("retry-after").is_some());
@@ -460,15 +465,7 @@ fn what_waits_for_a_destination_that_is_gone_is_listed_and_warned_of() {
 fn an_event_whose_sender_leaves_is_kept_recorded_and_delivered() {
     let service = Upstream::ok();
     let lab = Lab::new(&service, "");
-    let script = "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1],isolation_level=None)\nc.execute('BEGIN EXCLUSIVE')\nprint('locked',flush=True)\nsys.stdin.read()\n";
-    let mut holder = Command::new("python3")
-        .args(["-c", script, &lab.folder.file("state/inbox/inbox.sqlite")])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = [0; 7];
-    holder.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    let mut holder = locked(&lab.folder.file("state/inbox/inbox.sqlite"));
     let body = event("evt_1", "");
     let mut client = Client::to(([127, 0, 0, 1], lab.folder.port).into(), &lab.tls);
     client.send(posted("/stripe/events", &body, &key(STRIPES).header(now(), body.as_bytes())));
