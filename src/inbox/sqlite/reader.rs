@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{Access, Opened, Place, Whereabouts, log_of, micros, node, span, time_of};
 use crate::inbox::{
-    Figures, REMEMBERED, Unavailable,
+    Figures, REMEMBERED, State, Unavailable,
     ask::{Ask, Command, Doomed, Inquiry},
     figures::Counted,
 };
@@ -104,10 +104,12 @@ impl Reader {
 /// The open ones in the order of an index that has all of it; the closed ones likewise.
 pub(super) fn figures(store: &Connection) -> Result<Vec<Figures>> {
     let mut figures: Vec<Figures> = Vec::new();
+    // By destination and state the open ones would be sorted first, all of them in memory.
     let mut select = store.prepare_cached(
-        "SELECT destination, state, count(*), min(number) / 65536 FROM deliveries WHERE state < 2 GROUP BY destination, state \
+        "SELECT destination, 0, count(*) - sum(state), sum(state), min(number) / 65536 FROM deliveries WHERE state < 2 \
+         GROUP BY destination \
          UNION ALL \
-         SELECT destination, state, count(*), NULL FROM deliveries WHERE state >= 2 GROUP BY state, destination",
+         SELECT destination, state, count(*), NULL, NULL FROM deliveries WHERE state >= 2 GROUP BY state, destination",
     )?;
     let mut received = store.prepare_cached("SELECT received FROM events WHERE seq = ?")?;
     let mut rows = select.query(())?;
@@ -119,9 +121,12 @@ pub(super) fn figures(store: &Connection) -> Result<Vec<Figures>> {
         });
         let Some(entry) = figures.get_mut(place) else { continue };
         entry.set(row.get(1)?, row.get::<_, i64>(2)?.unsigned_abs());
-        if let Some(oldest) = row.get::<_, Option<i64>>(3)? {
+        if let Some(delivering) = row.get::<_, Option<i64>>(3)? {
+            entry.set(State::Delivering.code(), delivering.unsigned_abs());
+        }
+        if let Some(oldest) = row.get::<_, Option<i64>>(4)? {
             let oldest = time_of(received.query_row([oldest], |row| row.get(0))?);
-            entry.oldest_pending = Some(entry.oldest_pending.map_or(oldest, |known| known.min(oldest)));
+            entry.oldest_pending = Some(oldest);
         }
     }
     figures.sort_unstable_by(|a, b| a.destination.cmp(&b.destination));
