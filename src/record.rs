@@ -443,6 +443,7 @@ mod tests {
         let (log, writer) = Log::start(Box::new(disk.clone())).unwrap();
         let refused = |last: u8, reason: &'static str| Access {
             decision: Decision::Refused,
+            signed: None,
             reason: Some(reason),
             client: Some(crate::headers::Client::new([192, 0, 2, last].into(), Some(5))),
             ..record("/a")
