@@ -47,6 +47,8 @@ const SESSION: &str = "SET statement_timeout = '8s'; SET lock_timeout = '8s'; SE
 /// Lists that were handed over are joined by hash: the planner takes them for short.
 const FOR_LISTS: &str = "SET enable_nestloop = off; SET enable_mergejoin = off";
 
+const ANOTHER: &str = "the database has another inbox than the one that was opened: bring that one back, or restart";
+
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
 /// Why the server did not do what it was asked to.
@@ -55,6 +57,8 @@ enum Failure {
     Connection(PoolError),
     Statement(tokio_postgres::Error),
     Slow,
+    /// The schema was made anew since the store was opened.
+    Another,
     /// A row has what none of ours has.
     Unreadable,
 }
@@ -243,9 +247,7 @@ async fn recognise(client: &tokio_postgres::Client, expected: Option<&String>) -
     if found.as_ref() == Some(expected) {
         return Ok(());
     }
-    Err(HookError::message(
-        "the database has another inbox than the one that was opened: bring that one back, or restart",
-    ))
+    Err(HookError::message(ANOTHER))
 }
 
 impl Database {
@@ -328,9 +330,18 @@ impl fmt::Display for Failure {
             Self::Connection(PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)))
             | Self::Statement(error) => match error.as_db_error() {
                 Some(error) => write!(f, "{} ({})", error.message(), error.code().code()),
-                None => error.fmt(f),
+                None => {
+                    error.fmt(f)?;
+                    let mut source = error.source();
+                    while let Some(cause) = source {
+                        write!(f, ": {cause}")?;
+                        source = cause.source();
+                    }
+                    Ok(())
+                }
             },
             Self::Connection(error) => error.fmt(f),
+            Self::Another => f.write_str(ANOTHER),
             Self::Unreadable => f.write_str("a delivery is in a state that is none"),
             Self::Slow => write!(f, "the server did not answer within {} s", ANSWERING.as_secs()),
         }

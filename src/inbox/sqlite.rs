@@ -94,10 +94,9 @@ pub(super) fn start(
             .spawn(run)
             .map_err(|error| OpenError::unavailable(place.file.display(), error))
     };
-    Ok(vec![
-        start("inbox", Box::new(move || writer.run(commands)))?,
-        start("inbox-reader", Box::new(move || reader.run(inquiries)))?,
-    ])
+    let reading = start("inbox-reader", Box::new(move || reader.run(inquiries)))?;
+    let writing = start("inbox", Box::new(move || writer.run(commands, reading)))?;
+    Ok(vec![writing])
 }
 
 /// See [`super::init`].

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::SystemTime};
 use deadpool_postgres::Object;
 use uuid::Uuid;
 
-use super::Result;
+use super::{Failure, Result};
 use crate::inbox::{
     Acceptance, Arrived,
     ask::{Ask, Waiting},
@@ -14,13 +14,16 @@ use crate::inbox::{
 /// An event that has arrived, and the place for the answer.
 pub(super) type Arrival = Ask<Box<Waiting>, Acceptance>;
 
-/// Numbers are given in the order of arrival; rows are inserted in the order of their keys, so that two gateways never wait for
-/// each other.
+/// Answers whether this is the store that was opened, without which nothing is kept, and the places of what is new. Numbers are
+/// given in the order of arrival; rows are inserted in the order of their keys, so that two gateways never wait for each other.
 const ACCEPT: &str = "\
-WITH came AS MATERIALIZED (
+WITH ours AS MATERIALIZED (
+    SELECT FROM countersign.store WHERE identity = $14
+), came AS MATERIALIZED (
     SELECT nextval('countersign.events_seq') AS seq, rows.*
     FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::text[], $6::text[], $7::timestamptz[], $8::text[], $9::bytea[])
     WITH ORDINALITY AS rows (webhook, id, type, livemode, account, object, received, content_type, body, place)
+    WHERE EXISTS (SELECT FROM ours)
 ), new AS (
     INSERT INTO countersign.events (seq, webhook, id, type, livemode, account, object, received, content_type)
     SELECT seq, webhook, id, type, livemode, account, object, received, content_type FROM came
@@ -34,7 +37,7 @@ WITH came AS MATERIALIZED (
     FROM unnest($10::bigint[], $11::bigint[], $12::text[], $13::text[]) AS wanted (place, number, id, destination)
     JOIN came ON came.place = wanted.place JOIN new ON new.seq = came.seq
 )
-SELECT place FROM came JOIN new USING (seq)";
+SELECT EXISTS (SELECT FROM ours), ARRAY(SELECT place FROM came JOIN new USING (seq))";
 
 /// The columns of the rows that are to be inserted.
 #[derive(Default)]
@@ -55,7 +58,7 @@ struct Columns<'a> {
 }
 
 /// Keeps events and notes their deliveries, each unless it is there already.
-pub(super) async fn accept(client: &mut Object, arrivals: &mut [&mut Arrival]) -> Result<()> {
+pub(super) async fn accept(client: &mut Object, identity: &str, arrivals: &mut [&mut Arrival]) -> Result<()> {
     // Where in the columns each is; the same event may have arrived more than once.
     let mut known = HashMap::with_capacity(arrivals.len());
     let mut columns = Columns::default();
@@ -69,11 +72,10 @@ pub(super) async fn accept(client: &mut Object, arrivals: &mut [&mut Arrival]) -
         }
         answers.push((place, place == next));
     }
-    let rows = columns.insert(client).await?;
+    let places = columns.insert(client, identity).await?;
     let mut is_new = vec![false; known.len()];
     drop(known);
-    for row in rows {
-        let place: i64 = row.try_get(0)?;
+    for place in places {
         if let Some(is_new) = usize::try_from(place - 1).ok().and_then(|place| is_new.get_mut(place)) {
             *is_new = true;
         }
@@ -106,9 +108,10 @@ impl<'a> Columns<'a> {
         }
     }
 
-    async fn insert(&self, client: &Object) -> Result<Vec<tokio_postgres::Row>> {
+    /// The places of those that were not there.
+    async fn insert(&self, client: &Object, identity: &str) -> Result<Vec<i64>> {
         let statement = client.prepare_cached(ACCEPT).await?;
-        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 13] = [
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 14] = [
             &self.webhook,
             &self.id,
             &self.kind,
@@ -122,7 +125,10 @@ impl<'a> Columns<'a> {
             &self.number,
             &self.delivery,
             &self.destination,
+            &identity,
         ];
-        Ok(client.query(&statement, &values).await?)
+        let row = client.query_one(&statement, &values).await?;
+        let (is_ours, places): (bool, Vec<i64>) = (row.try_get(0)?, row.try_get(1)?);
+        if is_ours { Ok(places) } else { Err(Failure::Another) }
     }
 }

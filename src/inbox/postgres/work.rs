@@ -71,17 +71,21 @@ impl Worker {
         if arrivals.is_empty() {
             return Ok(());
         }
-        let mut result = self.database.with(async |client| accept::accept(client, arrivals).await).await;
+        let mut result = self.accept_at_once(arrivals).await;
         if result.as_ref().is_err_and(super::Failure::is_conflict) {
-            result = self.database.with(async |client| accept::accept(client, arrivals).await).await;
+            result = self.accept_at_once(arrivals).await;
         }
         if arrivals.len() > 1 && result.as_ref().is_err_and(super::Failure::is_ones_own) {
             for arrival in arrivals {
-                let one = std::slice::from_mut(arrival);
-                result = result.and(self.database.with(async |client| accept::accept(client, one).await).await);
+                result = result.and(self.accept_at_once(std::slice::from_mut(arrival)).await);
             }
         }
         result
+    }
+
+    async fn accept_at_once(&self, arrivals: &mut [&mut Arrival]) -> Result<()> {
+        let identity = self.database.identity.get().map_or("", String::as_str);
+        self.database.with(async |client| accept::accept(client, identity, arrivals).await).await
     }
 
     async fn settle(&self, endings: &mut [&mut Ending]) -> Result<()> {

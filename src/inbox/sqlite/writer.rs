@@ -2,6 +2,7 @@
 
 use std::{
     slice,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -30,8 +31,9 @@ impl Writer {
         Self { place, opened: Some(opened), clock, told: None }
     }
 
-    /// Takes commands until the last that can send any is gone, or says that it is done.
-    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    /// Takes commands until the last that can send any is gone, or says that it is done. Its connection is closed after the
+    /// `reader`'s: of two that are closed at once neither puts the log into the file.
+    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>, reader: JoinHandle<()>) {
         let mut group = Vec::with_capacity(MOST_AT_ONCE);
         while commands.blocking_recv_many(&mut group, MOST_AT_ONCE) > 0 {
             if group.iter().any(|command| matches!(command, Command::Finish)) {
@@ -51,6 +53,9 @@ impl Writer {
             for command in group.drain(..) {
                 command.give(kept.is_ok());
             }
+        }
+        if reader.join().is_err() {
+            tracing::error!("the inbox's reader ended in a panic");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The store in PostgreSQL, which gateways may share.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{collections::HashMap, fs, sync::Mutex};
 
 use countersign::inbox::{Fault, Initialised, Unavailable};
 
@@ -210,6 +210,9 @@ fn nothing_is_accepted_into_a_store_that_was_made_anew() {
     opened.accept(arrived("evt_1", None, &["a"]));
     let identity = server.run("anew", "SELECT identity FROM countersign.store").unwrap();
     server.run("anew", "UPDATE countersign.store SET identity = 'another'");
+    // Over the connection that stands, and over new ones.
+    let refused = opened.wait(opened.inbox.accept(arrived("evt_2", None, &["a"])));
+    assert_eq!(refused, Err(Unavailable::Failed));
     let ends = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity \
                 WHERE datname = 'anew' AND application_name = 'countersign'";
     server.run("anew", ends);
@@ -222,6 +225,105 @@ fn nothing_is_accepted_into_a_store_that_was_made_anew() {
     server.run("anew", &format!("UPDATE countersign.store SET identity = '{identity}'"));
     assert_eq!(opened.accept(arrived("evt_2", None, &["a"])), Acceptance::New);
     assert_eq!(opened.lease(want("a", 9)).due.len(), 2);
+    opened.finish();
+}
+
+#[test]
+fn a_gateway_whose_store_is_dropped_and_made_anew_by_another_keeps_nothing_in_it() {
+    let Some(server) = Server::shared() else { return };
+    let (settings, _folder) = settings_in(server, "dropped");
+    let opened = Opened::of(&settings);
+    opened.accept(arrived("evt_1", None, &["a"]));
+    server.run("dropped", "DROP SCHEMA countersign CASCADE");
+    let other = tempfile::tempdir().unwrap();
+    let another = Opened::of(&Settings { state_directory: other.path().to_owned(), ..settings.clone() });
+    for _ in 0..2 {
+        let refused = opened.wait(opened.inbox.accept(arrived("evt_2", None, &["a"])));
+        assert_eq!(refused, Err(Unavailable::Failed));
+    }
+    assert_eq!(another.accept(arrived("evt_2", None, &["a"])), Acceptance::New);
+    assert!(matches!(fault(&settings).fault, Fault::Another(_)));
+    opened.finish();
+    another.finish();
+}
+
+#[test]
+fn a_connection_over_tls_is_to_the_server_that_was_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    crate::support::write_files(folder.path(), "whsec_unused");
+    let meant = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let another = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    fs::create_dir(file("state")).unwrap();
+    fs::write(file("meant.pem"), meant.cert.pem()).unwrap();
+    fs::write(file("another.pem"), another.cert.pem()).unwrap();
+    let Some(server) = Server::with_tls(&meant.cert.pem(), &meant.signing_key.serialize_pem()) else { return };
+    server.run("postgres", "CREATE ROLE countersign LOGIN PASSWORD 'the-password'");
+    server.run("postgres", "CREATE DATABASE events OWNER countersign");
+    // As an administrator configures it.
+    let settings = |host: &str, password: &str, more: &str, ca: &str| {
+        let url = format!("postgres://countersign:{password}@{host}:{}/events?{more}", server.port);
+        fs::write(file("inbox.url"), url).unwrap();
+        let ca = if ca.is_empty() { String::new() } else { format!("postgres_ca = \"{ca}\"\n") };
+        let tables = format!(
+            "[inbox]\npostgres = {{ file = \"inbox.url\" }}\n{ca}\
+             [[webhooks]]\npath = \"/stripe\"\nsecrets = [{{ file = \"whsec\" }}]\n\
+             [[webhooks.deliver]]\nname = \"a\"\nto = \"http://127.0.0.1:1/\"\nsecret = {{ file = \"whsec\" }}\n"
+        );
+        let listener = "certificate = \"cert.pem\"\nprivate_key = \"key.pem\"\n";
+        crate::support::load(folder.path(), listener, &tables).inbox
+    };
+    let meant = settings("127.0.0.1", "the-password", "sslmode=verify-full", "meant.pem");
+    let opened = Opened::of(&meant);
+    assert_eq!(opened.accept(arrived("evt_1", None, &["a"])), Acceptance::New);
+    assert_eq!(opened.lease(want("a", 9)).due.len(), 1);
+    let connections = "SELECT count(*) FILTER (WHERE ssl) || ' of ' || count(*) FROM pg_stat_ssl JOIN pg_stat_activity \
+                       USING (pid) WHERE usename = 'countersign'";
+    assert_eq!(server.run("events", connections).as_deref(), Some("2 of 2"));
+    opened.finish();
+    for (what, (host, password, more, ca), told) in [
+        ("another authority", ("127.0.0.1", "the-password", "sslmode=require", "another.pem"), "certificate"),
+        ("the system's authorities", ("127.0.0.1", "the-password", "sslmode=require", ""), "certificate"),
+        ("another name", ("localhost", "the-password", "sslmode=require", "meant.pem"), "not valid for name"),
+        (
+            "another password",
+            ("127.0.0.1", "wr0ng-one", "sslmode=require", "meant.pem"),
+            "password authentication failed",
+        ),
+        ("in the clear", ("127.0.0.1", "the-password", "sslmode=disable", ""), "no encryption"),
+    ] {
+        let error = fault(&settings(host, password, more, ca));
+        let text = error.to_string();
+        assert!(matches!(error.fault, Fault::Unavailable(_)) && text.contains(told), "{what}: {text}");
+        assert!(!text.contains(password), "{what}: {text}");
+    }
+}
+
+#[test]
+fn a_server_that_hangs_is_given_up_and_taken_up_again() {
+    let Some(server) = Server::start() else { return };
+    let (settings, _folder) = settings_in(&server, "hangs");
+    let opened = Opened::of(&settings);
+    opened.accept(arrived("evt_1", None, &["a"]));
+    server.stop();
+    // Over the connection that stands, and by a new one: within the 9 s that a statement may take, and the 5 s of connecting.
+    for most in [12, 8] {
+        let begun = Instant::now();
+        let refused = opened.wait(opened.inbox.accept(arrived("evt_2", None, &["a"])));
+        assert_eq!(refused, Err(Unavailable::Failed));
+        assert!(begun.elapsed() < Duration::from_secs(most), "{:?}", begun.elapsed());
+    }
+    server.go_on();
+    // What hung may have come to its end meanwhile.
+    let begun = Instant::now();
+    while opened.wait(opened.inbox.accept(arrived("evt_2", None, &["a"]))).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it is not taken up again");
+    }
+    assert_eq!(opened.accept(arrived("evt_2", None, &["a"])), Acceptance::Duplicate);
+    let leased = opened.lease(want("a", 9));
+    let mut all = events(&leased);
+    all.sort_unstable();
+    assert_eq!(all, ["evt_1", "evt_2"]);
     opened.finish();
 }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use countersign::inbox;
+use rustix::process::Signal;
 
 /// Where Debian has the programs.
 const INSTALLED: &str = "/usr/lib/postgresql";
@@ -33,6 +34,33 @@ impl Server {
 
     /// A server for one test alone.
     pub(crate) fn start() -> Option<Self> {
+        Self::prepared(|_| {})
+    }
+
+    /// A server for one test alone, whose user `countersign` comes over TLS and with a password, or not at all.
+    pub(crate) fn with_tls(certificate: &str, key: &str) -> Option<Self> {
+        const WHO: &str = "hostssl all countersign 127.0.0.1/32 scram-sha-256\n\
+                           hostnossl all countersign 127.0.0.1/32 reject\nhost all postgres 127.0.0.1/32 trust\n";
+        Self::prepared(|data| {
+            let settings = "ssl=on\npassword_encryption=scram-sha-256\n";
+            for (name, text) in [
+                ("server.crt", certificate),
+                ("server.key", key),
+                ("pg_hba.conf", WHO),
+                ("postgresql.auto.conf", settings),
+            ] {
+                let path = data.join(name);
+                fs::write(&path, text).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                if let Some((user, group)) = owner() {
+                    std::os::unix::fs::chown(&path, Some(user), Some(group)).unwrap();
+                }
+            }
+        })
+    }
+
+    /// A server whose folder of data was prepared by `prepare`.
+    fn prepared(prepare: impl FnOnce(&Path)) -> Option<Self> {
         let Some(programs) = programs() else {
             assert!(std::env::var_os("COUNTERSIGN_REQUIRE_POSTGRES").is_none(), "no PostgreSQL in {INSTALLED}");
             eprintln!("left out: no PostgreSQL in {INSTALLED}");
@@ -59,6 +87,7 @@ impl Server {
         ]);
         let made = made.arg(&data).current_dir(&folder).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        prepare(&data);
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let guard = Mutex::new(serve(&programs, &folder, port));
         let server = Self { folder, port, guard };
@@ -103,16 +132,7 @@ impl Server {
 
     /// Ends the server at once, with all its processes, as a crash of the machine does.
     pub(crate) fn kill(&self) {
-        let first = self.first_line("data/postmaster.pid");
-        let others = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap();
-        let all: Vec<i32> =
-            std::iter::once(&*first).chain(others.split_whitespace()).map(|id| id.parse().unwrap()).collect();
-        for id in &all {
-            let _ = rustix::process::kill_process(
-                rustix::process::Pid::from_raw(*id).unwrap(),
-                rustix::process::Signal::KILL,
-            );
-        }
+        let all = self.signal(Signal::KILL);
         let started = Instant::now();
         // Those that are gone but not waited for have no memory any more.
         let is_there = |id: &i32| fs::read_to_string(format!("/proc/{id}/maps")).is_ok_and(|maps| !maps.is_empty());
@@ -124,6 +144,27 @@ impl Server {
         for lock in ["data/postmaster.pid".to_owned(), format!(".s.PGSQL.{}.lock", self.port)] {
             fs::remove_file(self.folder.join(lock)).unwrap();
         }
+    }
+
+    /// Stops all its processes where they are: it answers nothing until it goes on.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Sends a signal to each of its processes, and answers which they are.
+    fn signal(&self, signal: Signal) -> Vec<i32> {
+        let first = self.first_line("data/postmaster.pid");
+        let others = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap();
+        let all: Vec<i32> =
+            std::iter::once(&*first).chain(others.split_whitespace()).map(|id| id.parse().unwrap()).collect();
+        for id in &all {
+            let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(*id).unwrap(), signal);
+        }
+        all
     }
 
     /// Starts the server again on the same data and port.
