@@ -75,6 +75,20 @@ def system_calls(pid, port, tls, work):
     return sum(calls.values()) / count, calls
 
 
+def started(binary, upstream, work, **more):
+    """The gateway with its bench configuration, in `work` and for an upstream on this port: its port, process, clients' TLS, log."""
+    cert, key, log, port = work / "cert.pem", work / "given-key.pem", work / "log", free_port()
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                    "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+                   check=True, stderr=subprocess.DEVNULL)
+    env = dict(os.environ, LISTEN=str(port), CERT=str(cert), KEY=str(key), SECRET=SECRET, TOLERANCE="315360000", MODE="auth",
+               UPSTREAM=f"127.0.0.1:{upstream}", ROUTES="0", WORK=str(work), GATEWAY_BIN=str(pathlib.Path(binary).resolve()), **more)
+    with log.open("wb") as out:
+        gateway = subprocess.Popen([str(HERE / "gateway/start")], cwd=work, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    wait_for(port, gateway, log)
+    return port, gateway, ssl.create_default_context(cafile=str(cert)), log
+
+
 def wait_for(port, gateway, log):
     end = time.time() + 30
     while time.time() < end and gateway.poll() is None:
@@ -82,6 +96,7 @@ def wait_for(port, gateway, log):
             return socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
             time.sleep(0.05)
+    gateway.kill()
     sys.exit("the gateway did not come up:\n" + log.read_text())
 
 
@@ -89,19 +104,8 @@ def main(binary):
     upstream = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
     threading.Thread(target=upstream.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as work:
-        work = pathlib.Path(work)
-        cert, key, log = work / "cert.pem", work / "given-key.pem", work / "log"
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-                        "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
-                       check=True, stderr=subprocess.DEVNULL)
-        port = free_port()
-        env = dict(os.environ, LISTEN=str(port), CERT=str(cert), KEY=str(key), SECRET=SECRET, TOLERANCE="315360000", MODE="auth",
-                   UPSTREAM=f"127.0.0.1:{upstream.server_port}", ROUTES="0", WORK=str(work), GATEWAY_BIN=str(pathlib.Path(binary).resolve()))
-        with log.open("wb") as out:
-            gateway = subprocess.Popen([str(HERE / "gateway/start")], cwd=work, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        port, gateway, tls, log = started(binary, upstream.server_port, pathlib.Path(work))
         try:
-            wait_for(port, gateway, log)
-            tls = ssl.create_default_context(cafile=str(cert))
             status, body = get(port, tls, signature())
             assert status == 200, f"valid: {status} {body!r}"
             seen = json.loads(body)
@@ -112,7 +116,7 @@ def main(binary):
                 status, body = get(port, tls, header)
                 assert status == 401, f"{what}: {status} {body!r}"
             assert Upstream.requests == 1, f"the upstream got {Upstream.requests} requests, not 1"
-            each, calls = system_calls(gateway.pid, port, tls, work)
+            each, calls = system_calls(gateway.pid, port, tls, pathlib.Path(work))
             assert 3.9 <= each <= 4.2, f"{each:.2f} receives and sends a request: {calls}"
             gateway.send_signal(signal.SIGTERM)
             assert gateway.wait(40) == 0, f"stopped with {gateway.returncode}"

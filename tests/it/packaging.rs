@@ -387,7 +387,9 @@ fn the_image_runs_as_nobody_and_is_built_of_the_locked_sources_alone() {
     let last = lines.iter().rposition(|line| line.starts_with("FROM ")).unwrap();
     assert!(last > 0, "there is one stage only");
     let (build, image) = lines.split_at(last);
-    let builds: Vec<_> = build.iter().filter(|line| line.contains("cargo build")).collect();
+    assert_eq!(build.iter().filter(|line| **line == "RUN .ci/dist").count(), 1, "{build:?}");
+    let script = repository(".ci/dist");
+    let builds: Vec<_> = script.lines().filter(|line| line.contains("cargo build") && !line.starts_with('#')).collect();
     assert!(builds.len() == 1 && builds[0].contains("--locked"), "{builds:?}");
     let value = |key: &str| {
         let found: Vec<_> = image.iter().filter_map(|line| line.strip_prefix(key)?.strip_prefix(' ')).collect();
