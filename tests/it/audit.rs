@@ -461,6 +461,57 @@ fn an_honest_log_stays_valid_whatever_befell_it() {
 }
 
 #[test]
+fn a_log_whose_settings_are_changed_under_way_stays_valid() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), OFTEN);
+    let log = folder.folder.path().join("state/audit");
+    let file = folder.file("countersign.toml");
+    let often = fs::read_to_string(&file).unwrap();
+    let seldom = often.replace("lines = 5, every = \"1s\"", "lines = 1000, every = \"1h\"");
+    assert_ne!(often, seldom);
+    let running = folder.run(Stdio::null());
+    for (reloads, text) in [(1, &seldom), (2, &often), (3, &seldom)] {
+        asked(&folder, &vec![head_now("GET", "/a", ""); 7]);
+        fs::write(&file, text).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let is_reload = |record: &&Value| record["kind"] == "reload";
+        while records(&log).iter().filter(is_reload).count() < reloads {
+            assert!(Instant::now() < deadline, "no reload {reloads}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // Longer than the one waits for a checkpoint, and not so long as the other does.
+        std::thread::sleep(Duration::from_millis(2500));
+        asked(&folder, &vec![head_now("GET", "/a", ""); 7]);
+    }
+    valid_so_far(&log);
+    running.drained();
+    assert_eq!(valid(&log, &[])["ended"], true);
+}
+
+#[test]
+fn a_segment_that_cannot_be_begun_closes_the_gate_until_it_can() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "[audit]\nsegment = { size = \"64KiB\" }\n");
+    let log = folder.folder.path().join("state/audit");
+    let running = folder.run(Stdio::null());
+    until(&folder, 200);
+    let in_the_way: Vec<_> = (2..400).map(|number| log.join(format!("{number:020}.jsonl"))).collect();
+    in_the_way.iter().for_each(|path| fs::create_dir(path).unwrap());
+    until(&folder, 503);
+    let passed = upstream.requests().len();
+    assert_eq!(asked(&folder, &[head_now("GET", "/a", "")])[0].status, 503);
+    assert_eq!(upstream.requests().len(), passed, "nobody passed");
+    in_the_way.iter().for_each(|path| fs::remove_dir(path).unwrap());
+    until(&folder, 200);
+    let said = running.drained();
+    assert!(said.contains("the audit log cannot be written") && said.contains("can be written again"), "{said}");
+    assert!(segments(&log).len() > 1);
+    valid(&log, &[]);
+    let permitted = records(&log).iter().filter(|record| record["decision"] == "permitted").count();
+    assert_eq!(permitted, upstream.requests().len(), "all who passed are recorded");
+}
+
+#[test]
 fn a_log_is_not_continued_with_another_key() {
     let (folder, _) = made(3);
     let key = folder.folder.path().join("state/audit.key");
