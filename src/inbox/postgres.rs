@@ -328,18 +328,18 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connection(PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)))
-            | Self::Statement(error) => match error.as_db_error() {
-                Some(error) => write!(f, "{} ({})", error.message(), error.code().code()),
-                None => {
-                    error.fmt(f)?;
-                    let mut source = error.source();
-                    while let Some(cause) = source {
-                        write!(f, ": {cause}")?;
-                        source = cause.source();
-                    }
-                    Ok(())
+            | Self::Statement(error) => {
+                if let Some(error) = error.as_db_error() {
+                    return write!(f, "{} ({})", error.message(), error.code().code());
                 }
-            },
+                error.fmt(f)?;
+                let mut source = error.source();
+                while let Some(cause) = source {
+                    write!(f, ": {cause}")?;
+                    source = cause.source();
+                }
+                Ok(())
+            }
             Self::Connection(error) => error.fmt(f),
             Self::Another => f.write_str(ANOTHER),
             Self::Unreadable => f.write_str("a delivery is in a state that is none"),
