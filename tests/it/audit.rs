@@ -496,12 +496,16 @@ fn a_segment_that_cannot_be_begun_closes_the_gate_until_it_can() {
     let running = folder.run(Stdio::null());
     until(&folder, 200);
     let in_the_way: Vec<_> = (2..400).map(|number| log.join(format!("{number:020}.jsonl"))).collect();
-    in_the_way.iter().for_each(|path| fs::create_dir(path).unwrap());
+    for path in &in_the_way {
+        fs::create_dir(path).unwrap();
+    }
     until(&folder, 503);
     let passed = upstream.requests().len();
     assert_eq!(asked(&folder, &[head_now("GET", "/a", "")])[0].status, 503);
     assert_eq!(upstream.requests().len(), passed, "nobody passed");
-    in_the_way.iter().for_each(|path| fs::remove_dir(path).unwrap());
+    for path in &in_the_way {
+        fs::remove_dir(path).unwrap();
+    }
     until(&folder, 200);
     let said = running.drained();
     assert!(said.contains("the audit log cannot be written") && said.contains("can be written again"), "{said}");
