@@ -137,7 +137,8 @@ impl Reloader {
         (sender, orders): (mpsc::Sender<Order>, mpsc::Receiver<Order>),
     ) -> io::Result<Self> {
         let watcher = Watcher::new(sender.clone());
-        let work = Work { parts, in_force, status, watcher, lookout: Lookout::default() };
+        let looked_at = in_force.sources.clone();
+        let work = Work { parts, in_force, looked_at, status, watcher, lookout: Lookout::default() };
         let thread = std::thread::Builder::new().name("reload".into()).spawn(move || work.run(&orders))?;
         Ok(Self { orders: sender, thread })
     }
@@ -154,6 +155,8 @@ impl Reloader {
 struct Work {
     parts: Parts,
     in_force: InForce,
+    /// The files as they were when they were read last, for what is in force or for what was refused.
+    looked_at: Sources,
     status: Arc<Status>,
     watcher: Watcher,
     lookout: Lookout,
@@ -162,7 +165,7 @@ struct Work {
 impl Work {
     fn run(mut self, orders: &mpsc::Receiver<Order>) {
         // What changed before it was watched is told by nobody.
-        let mut is_newly_watched = self.watcher.watch(&self.in_force.sources);
+        let mut is_newly_watched = self.watcher.watch(&self.looked_at);
         loop {
             let mut order = if is_newly_watched { Order::Look } else { self.watcher.wait(orders) };
             let looks = order == Order::Look;
@@ -176,10 +179,10 @@ impl Work {
                 Order::Look => {}
             }
             // What came in between is done, and it is still to be looked.
-            if looks && order != Order::Reload && self.in_force.sources.are_changed() {
+            if looks && order != Order::Reload && self.looked_at.are_changed() {
                 self.reload();
             }
-            is_newly_watched = self.watcher.watch(&self.in_force.sources);
+            is_newly_watched = self.watcher.watch(&self.looked_at);
             let (since, now) = (self.status.standing().since, SystemTime::now());
             let secrets = || self.parts.house.apps().into_iter().chain(self.parts.house.webhook_secrets()).collect();
             self.lookout.look(secrets, unix_seconds(since), unix_seconds(now));
@@ -204,7 +207,6 @@ impl Work {
         let Parts { path, environment, .. } = &self.parts;
         let scrutiny = Scrutiny::Reload(&self.in_force.sources);
         let (loaded, sources) = config::load_from(path, environment, SystemTime::now(), scrutiny);
-        // What was refused is looked at again when it changes, not before.
         let outcome = match loaded {
             Ok(config) => self.put_in_force(config, &sources),
             Err(errors) => Err(Refusal {
@@ -214,11 +216,12 @@ impl Work {
         };
         match outcome {
             Ok(()) => {
-                self.in_force.sources = sources;
+                self.looked_at = sources;
                 service::reloaded("the configuration was read anew and is in force");
             }
             Err(refusal) => {
-                self.in_force.sources = self.in_force.sources.followed_by(&sources);
+                // It is looked at again when it changes, not before.
+                self.looked_at = self.looked_at.followed_by(&sources);
                 self.refuse(&refusal);
                 service::reloaded("the configuration was read anew and is refused; the one of before stays in force");
             }
@@ -244,11 +247,12 @@ impl Work {
         let audit = config.audit.clone();
         let retention = config.inbox.retention;
         let destinations = std::mem::take(&mut config.destinations);
-        let fingerprint = config.listener.certificates.own().fingerprint().to_owned();
         let mut settings = server::Settings::from(config);
         settings.fit_descriptors();
         let failed = |error: io::Error| Refusal::one(format!("it cannot be put in force: {error}"));
         parts.house.replace(settings).map_err(failed)?;
+        // One that was obtained stays, whatever was read.
+        let own = Arc::clone(parts.house.resolver().current().own());
         parts.audit.change(audit);
         if let Some(mailroom) = &parts.mailroom {
             mailroom.change(destinations, retention, in_force.hash.as_str().into());
@@ -260,7 +264,7 @@ impl Work {
         for Change { how, key } in &exchanged {
             match how {
                 How::Exchanged(SourceKind::Secret) => parts.audit.secret_exchanged(key),
-                How::Exchanged(SourceKind::Certificate) => parts.audit.certificate_exchanged(key, &fingerprint),
+                How::Exchanged(SourceKind::Certificate) => parts.audit.certificate_exchanged(key, own.fingerprint()),
                 How::Exchanged(SourceKind::Configuration | SourceKind::Addresses)
                 | How::Added
                 | How::Removed

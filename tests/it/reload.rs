@@ -477,6 +477,39 @@ fn a_certificate_is_exchanged_for_new_connections_and_a_bad_one_is_not() {
 }
 
 #[test]
+fn an_expired_certificate_stays_refused_however_often_it_is_looked_at() {
+    let upstream = Upstream::ok();
+    let mut lab = Lab::new(&upstream, "");
+    another_certificate(&lab, 2020);
+    lab.told("this certificate expired on 2020-01-01");
+    lab.running.signal("HUP");
+    lab.told("this certificate expired on 2020-01-01");
+    // Half of it first, the rest when that was looked at.
+    let key = fs::read_to_string(lab.path("key.pem")).unwrap();
+    lab.replace("key.pem", &rcgen::KeyPair::generate().unwrap().serialize_pem());
+    lab.told("is not the private key of the certificate");
+    lab.replace("key.pem", &key);
+    lab.told("this certificate expired on 2020-01-01");
+    assert_eq!(lab.status("/a"), 200, "who knows the first one is served");
+    assert_eq!(lab.audited(&["reload"]).iter().filter(|record| record["outcome"] != "refused").count(), 0);
+}
+
+#[test]
+fn a_secret_that_was_exchanged_while_another_file_was_bad_is_recorded() {
+    let upstream = Upstream::ok();
+    let mut lab = Lab::new(&upstream, "");
+    let good = lab.config();
+    lab.change("version = 1", "version = 1\nversoin = 1");
+    lab.replace("secret", "absec_another_0123456789abcdef");
+    lab.told("is refused");
+    lab.replace("countersign.toml", &good);
+    let said = lab.told("is in force");
+    assert!(said.contains("another secret in"), "{said}");
+    assert_eq!(lab.ask(head_with("absec_another_0123456789abcdef", "/a")).status, 200);
+    assert_eq!(lab.audited(&["secret"]).len(), 1);
+}
+
+#[test]
 fn the_access_log_is_opened_anew_at_a_signal() {
     let upstream = Upstream::ok();
     let mut lab = Lab::new(&upstream, "[log]\naccess = \"access.jsonl\"\n");
