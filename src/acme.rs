@@ -309,11 +309,11 @@ impl Keeping {
             identifier(&before)
         };
         tracing::info!(names = ?self.settings.names, directory = self.settings.directory, "asking for a certificate");
-        let Ordered { certificate, pem } = match self.order(&self.account().await?, replaced).await {
+        let Ordered { certificate, pem } = match self.ordered(replaced).await {
             Err(error) if error.is_of("accountDoesNotExist") => {
                 tracing::warn!("the ACME server does not know the account; making another");
                 self.store.forget_account()?;
-                self.order(&self.account().await?, None).await?
+                self.ordered(None).await?
             }
             ordered => ordered?,
         };
@@ -341,7 +341,7 @@ impl Keeping {
     /// Keeps what was obtained. Where that fails it is in force all the same, for authorities bound how many they issue.
     fn keep(&mut self) {
         let Some(pem) = self.unkept.take() else { return };
-        let kept = self.store.keep(&pem);
+        let kept = self.store.keep(&self.settings.directory, &pem);
         self.status.report().last_error = kept.as_ref().err().map(|error| told(error));
         if let Err(error) = kept {
             tracing::error!(
@@ -370,8 +370,9 @@ impl Keeping {
         until
     }
 
-    async fn order(&self, account: &Account, replaced: Option<CertificateIdentifier<'_>>) -> Result<Ordered, Error> {
-        order::place(account, &self.settings, replaced, &self.resolver, &self.tokens, self.clock.now()).await
+    async fn ordered(&self, replaced: Option<CertificateIdentifier<'_>>) -> Result<Ordered, Error> {
+        let account = self.account().await?;
+        order::place(&account, &self.settings, replaced, &self.resolver, &self.tokens, self.clock.now()).await
     }
 
     /// The account that is kept, or a new one.
@@ -382,8 +383,17 @@ impl Keeping {
         if let Some(kept) = self.store.account(directory) {
             let account = builder.from_credentials(kept.credentials()?).await.map_err(Error::Server)?;
             if kept.contact != contact {
-                account.update_contacts(&contact).await.map_err(Error::Server)?;
-                self.store.keep_account(&kept.credentials()?, &contact)?;
+                match account.update_contacts(&contact).await.map_err(Error::Server) {
+                    Ok(()) => self.store.keep_account(&kept.credentials()?, &contact)?,
+                    Err(error) if error.is_of("accountDoesNotExist") => return Err(error),
+                    // Nobody is to be without a certificate for that.
+                    Err(error) => {
+                        tracing::warn!(
+                            error = told(&error),
+                            "the ACME server does not take the new `contact`: the account keeps the one it has"
+                        );
+                    }
+                }
             }
             return Ok(account);
         }

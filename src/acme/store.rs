@@ -31,12 +31,20 @@ pub(super) struct Kept {
     credentials: Value,
 }
 
-/// The certificate that was obtained last, if there is one in `folder`.
+/// What stands before the directory, in the line before the certificate.
+const OBTAINED_FROM: &str = "Obtained from: ";
+
+/// The certificate that was obtained last, if there is one in `folder` and it is of the server of this directory.
 ///
 /// # Errors
 /// Those of [`tls`] for a file that cannot be read or used.
-pub fn stored(folder: &Path) -> Result<Option<Certificate>, tls::Error> {
+pub fn stored(folder: &Path, directory: &str) -> Result<Option<Certificate>, tls::Error> {
     let path = folder.join(CERTIFICATE);
+    let text = Zeroizing::new(fs::read_to_string(&path).unwrap_or_default());
+    // Those of before the line was written are of the only server there was.
+    if text.lines().find_map(|line| line.strip_prefix(OBTAINED_FROM)).is_some_and(|other| other != directory) {
+        return Ok(None);
+    }
     match tls::certificates(&path) {
         Err(tls::Error::Unreadable(io::ErrorKind::NotFound)) => Ok(None),
         chain => Certificate::new(chain?, tls::private_key(&path)?, Origin::Acme).map(Some),
@@ -50,9 +58,10 @@ impl Store {
         Ok(Self(folder.to_owned()))
     }
 
-    /// Keeps a certificate: its key, then its chain.
-    pub(super) fn keep(&self, pem: &str) -> Result<(), Error> {
-        self.put(CERTIFICATE, pem.as_bytes())
+    /// Keeps a certificate: the directory of the server that it is of, its key, then its chain.
+    pub(super) fn keep(&self, directory: &str, pem: &str) -> Result<(), Error> {
+        let text = Zeroizing::new(format!("{OBTAINED_FROM}{directory}\n{pem}"));
+        self.put(CERTIFICATE, text.as_bytes())
     }
 
     /// The account with the server of this directory.

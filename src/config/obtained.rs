@@ -56,7 +56,7 @@ pub(super) fn acme(
 
 /// What was obtained before for any of the names, or what stands in for it.
 pub(super) fn own(item: &Item<'_>, settings: &Settings) -> Option<Certificate> {
-    match acme::stored(&settings.folder) {
+    match acme::stored(&settings.folder, &settings.directory) {
         Ok(Some(stored)) if settings.names.iter().any(|name| stored.covers(name)) => return Some(stored),
         Ok(_) => {}
         Err(error) => item.warn(&format!("the certificate that was obtained before {error}: another is asked for")),

@@ -397,6 +397,10 @@ fn a_restart_serves_what_was_kept_and_asks_for_nothing() {
     assert_eq!((status.read().last_error, status.read().standing_in_since), (None, None));
     assert!(status.read().next_try.unwrap() > std::time::SystemTime::now() + Duration::from_secs(200 * 86_400));
     assert_eq!(again.fingerprint(), before);
+    // What one server issued, a staging one for example, does not stand for another's.
+    let other = Directory::new();
+    let elsewhere = Kept::of(again.end(), &other, TLS_ALPN, &upstream);
+    assert!(elsewhere.resolver.is_standing_in());
 }
 
 #[test]
