@@ -136,10 +136,13 @@ impl Scheme {
         }
     }
 
-    /// Whether what proved `principal` would still prove it: the secret that the MAC was made with.
+    /// Whether what proved `principal` would still prove it: the secret that the MAC was made with, and that it may name an account alone.
     pub fn holds(&self, principal: &Principal) -> bool {
         match self {
-            Self::StripeApp(app) => app.keys.iter().any(|key| key.id() == principal.key),
+            Self::StripeApp(app) => {
+                (principal.user().is_some() || app.allow_account_only)
+                    && app.keys.iter().any(|key| key.id() == principal.key)
+            }
         }
     }
 }

@@ -288,6 +288,22 @@ mod tests {
     }
 
     #[test]
+    fn what_an_account_alone_proved_holds_only_while_it_may() {
+        let key = || {
+            SigningKey::new(&SigningSecret::parse(Zeroizing::new("absec_test_0123456789abcdef".to_owned())).unwrap())
+        };
+        let app = |allow_account_only| StripeApp { keys: vec![key()], allow_account_only, ..StripeApp::for_tests() };
+        let mut headers = HeaderMap::new();
+        let signature = key().header(1_790_000_000, br#"{"account_id":"acct_b"}"#);
+        headers.insert("stripe-signature", signature.parse().unwrap());
+        headers.insert("stripe-account-id", "acct_b".parse().unwrap());
+        let request = Presented { headers: &headers, query: None, body: Carried::Nothing };
+        let principal = app(true).verify(&request, 1_790_000_000).unwrap_or_else(|_| panic!("it is refused"));
+        let holds = |allowed| crate::auth::Scheme::StripeApp(app(allowed)).holds(&principal);
+        assert_eq!([holds(true), holds(false)], [true, false]);
+    }
+
+    #[test]
     fn a_body_of_nothing_but_the_ids_is_covered_by_a_signature_over_them_and_another_is_not() {
         for tags in [1, 2] {
             for body in [
