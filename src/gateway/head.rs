@@ -67,6 +67,9 @@ pub(super) fn check(parts: &Parts, fault: Option<Fault>, limits: &Limits) -> Res
         if !known {
             return malformed("has no scheme of HTTP");
         }
+        if parts.uri.path_and_query().is_some_and(|target| target.as_str().starts_with('?')) {
+            return malformed("has no path");
+        }
     }
     if !parts.uri.query().unwrap_or_default().is_ascii() {
         return Err(Fault::Ambiguous("has a character that must be percent-encoded").into());

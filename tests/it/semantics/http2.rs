@@ -226,6 +226,7 @@ fn what_the_library_takes_over_http2_and_the_gateway_does_not_is_refused() {
         ("a port without a number", instead(":authority", "gw.test:"), 400, "request_malformed"),
         ("a wildcard", instead(":authority", "*"), 400, "request_malformed"),
         ("neither authority nor host", without(":authority"), 400, "request_malformed"),
+        ("a query without a path", instead(":path", "?a=b"), 400, "request_malformed"),
         (
             "a host in the authority's place",
             [without(":authority"), vec![field("host", "gw.test")]].concat(),
