@@ -31,6 +31,7 @@ mod door;
 mod frames;
 mod handshake;
 mod house;
+mod linger;
 mod proxy;
 mod pulse;
 mod stall;

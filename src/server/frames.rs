@@ -18,6 +18,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
+use super::linger::{Lingering, Patience};
 use crate::limits::Limits;
 
 /// Frames that move nothing which a client may send at once, and how many more each second.
@@ -50,6 +51,9 @@ pub(super) struct Counted<T> {
     count: Count,
     head_timeout: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
+    /// Once our side is closed: a client that is still reading answers what it reads with frames.
+    closing: Option<Lingering>,
 }
 
 /// Where in its frames a connection is, and what its client may still send.
@@ -202,7 +206,8 @@ impl<T> Counted<T> {
     pub(super) fn new(io: T, limits: &Limits) -> Self {
         // The library answers a head somewhat over its bound.
         let count = Count::new((limits.head_bytes as u64).saturating_mul(4));
-        Self { io, count, head_timeout: limits.head_timeout, deadline: None }
+        let patience = Patience { bytes: limits.discard_bytes, time: limits.discard_timeout };
+        Self { io, count, head_timeout: limits.head_timeout, deadline: None, patience, closing: None }
     }
 }
 
@@ -232,7 +237,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let sent = ready!(Pin::new(&mut this.io).poll_write(cx, bytes))?;
@@ -260,7 +265,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.closing.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        this.closing.get_or_insert_with(|| Lingering::new(this.patience)).poll(&mut this.io, cx).map(Ok)
     }
 }
 

@@ -31,6 +31,7 @@ use crate::{
 mod chunks;
 mod head;
 
+use super::linger::{Lingering, Patience};
 use chunks::Chunks;
 
 /// What the library reads in place of a request that cannot be taken.
@@ -66,7 +67,8 @@ pub struct Checked<T> {
     searched: usize,
     heads: u64,
     deadline: Option<Pin<Box<Sleep>>>,
-    closing: Closing,
+    /// Once our side is closed: what the client still sends is thrown away, so that it reads the answer and not a reset.
+    closing: Option<Lingering>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +76,7 @@ struct Bounds {
     head_bytes: usize,
     headers: usize,
     head_timeout: Duration,
-    discard_bytes: u64,
-    discard_timeout: Duration,
+    patience: Patience,
 }
 
 #[derive(Debug)]
@@ -89,16 +90,6 @@ enum Framing {
     Broken,
     /// Nothing that comes is of interest any more.
     Refused,
-}
-
-#[derive(Debug)]
-enum Closing {
-    No,
-    /// Our side is closed; what the client still sends is thrown away, so that it reads the answer and not a reset.
-    Lingering {
-        deadline: Pin<Box<Sleep>>,
-        left: u64,
-    },
 }
 
 impl Refusal {
@@ -115,8 +106,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
             head_bytes: limits.head_bytes,
             headers: limits.headers,
             head_timeout: limits.head_timeout,
-            discard_bytes: limits.discard_bytes,
-            discard_timeout: limits.discard_timeout,
+            patience: Patience { bytes: limits.discard_bytes, time: limits.discard_timeout },
         };
         Self {
             io,
@@ -129,7 +119,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
             searched: 0,
             heads: 0,
             deadline: Some(Box::pin(tokio::time::sleep(bounds.head_timeout))),
-            closing: Closing::No,
+            closing: None,
         }
     }
 
@@ -217,7 +207,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Checked<T> {
 
     /// Whether nothing of a request is left here and none is refused, so that another reader may go on from here.
     pub fn is_at_rest(&self) -> bool {
-        self.is_between_requests() && matches!(self.closing, Closing::No)
+        self.is_between_requests() && self.closing.is_none()
     }
 
     fn is_between_requests(&self) -> bool {
@@ -337,29 +327,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Checked<T> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.activity.note_rest(false);
-        if let Closing::No = this.closing {
+        if this.closing.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
             if this.is_between_requests() || this.activity.is_indulged() {
                 return Poll::Ready(Ok(()));
             }
-            let deadline = Box::pin(tokio::time::sleep(this.bounds.discard_timeout));
-            this.closing = Closing::Lingering { deadline, left: this.bounds.discard_bytes };
         }
-        let Closing::Lingering { deadline, left } = &mut this.closing else { return Poll::Ready(Ok(())) };
-        let mut space = [0; 4096];
-        loop {
-            let mut buf = ReadBuf::new(&mut space);
-            match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
-                Poll::Pending => {
-                    ready!(deadline.as_mut().poll(cx));
-                    return Poll::Ready(Ok(()));
-                }
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() && *left > 0 => {
-                    *left = left.saturating_sub(buf.filled().len() as u64);
-                }
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-            }
-        }
+        let lingering = this.closing.get_or_insert_with(|| Lingering::new(this.bounds.patience));
+        lingering.poll(&mut this.io, cx).map(Ok)
     }
 }
 

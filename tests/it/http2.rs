@@ -3,7 +3,9 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -13,6 +15,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConnection, StreamOwned};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::support::{ACCOUNT, Gateway, USER, Upstream, client_config, header, headers, identity_payload, signature};
 
@@ -176,6 +179,85 @@ fn a_drain_finishes_what_runs() {
         (status, tokio::time::timeout(Duration::from_secs(10), again).await.is_ok())
     });
     assert_eq!((status, again), (StatusCode::OK, true));
+    gateway.join();
+}
+
+/// A stream of which little is read at a time.
+struct Slow<T> {
+    io: T,
+    pause: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Slow<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        ready!(self.pause.as_mut().poll(cx));
+        let mut space = [0; 4096];
+        let most = out.remaining().min(space.len());
+        let mut part = ReadBuf::new(&mut space[..most]);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut part))?;
+        out.put_slice(part.filled());
+        self.pause = Box::pin(tokio::time::sleep(Duration::from_millis(1)));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Slow<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[test]
+fn a_drain_cuts_no_answer_that_is_still_on_its_way() {
+    const FIRST: usize = 64 * 1024;
+    const LENGTH: usize = FIRST + (1 << 20);
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let upstream = Upstream::serving(move |stream, _| {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+        stream.write_all(&[head.as_bytes(), &[b'x'; FIRST]].concat()).unwrap();
+        let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(10));
+        stream.write_all(&[b'x'; LENGTH - FIRST]).is_ok()
+    });
+    let gateway = Gateway::to(&upstream);
+    let stop = gateway.stop.clone();
+    let config = client_config(&gateway.folder.path().join("cert.pem"), &[b"h2"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let read = runtime.block_on(async {
+        // Little room for what comes, so that it waits at the gateway's end; and windows that let all of it go there, of
+        // which the client tells when half was read.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(8192).unwrap();
+        let stream = socket.connect(gateway.address).await.unwrap();
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let io = tls.connect("gw.test".try_into().unwrap(), stream).await.unwrap();
+        let slow = Slow { io, pause: Box::pin(tokio::time::sleep(Duration::ZERO)) };
+        let mut client = http2::Builder::new(TokioExecutor::new());
+        let window = u32::try_from(LENGTH + FIRST).unwrap();
+        client.initial_stream_window_size(window).initial_connection_window_size(window);
+        let (mut sender, connection) = client.handshake(TokioIo::new(slow)).await.unwrap();
+        tokio::spawn(connection);
+        let mut body = sender.send_request(request("GET", "/a", "")).await.unwrap().into_body();
+        let first = body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+        stop.drain();
+        // The farewell has been said and answered when the rest comes.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        go.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(20), body.collect())
+            .await
+            .unwrap()
+            .map(|rest| first + rest.to_bytes().len())
+    });
+    assert_eq!(read.unwrap(), LENGTH);
+    drop(runtime);
     gateway.join();
 }
 
