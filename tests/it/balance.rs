@@ -240,10 +240,15 @@ fn a_slow_server_gets_less() {
     let (slow, _never) = waiting();
     let quick = Upstream::ok();
     let gateway = gateway(&[slow.origin(), quick.origin()], "");
-    let mut hanging: Vec<_> = (0..12).map(|_| gateway.connect()).collect();
-    for (number, client) in hanging.iter_mut().enumerate() {
+    let mut clients: Vec<_> = (0..12).map(|_| gateway.connect()).collect();
+    let mut answered = 0;
+    for (number, client) in clients.iter_mut().enumerate() {
         client.send(signed_head("GET", "/a", ""));
         until("it is under way", || slow.requests().len() + quick.requests().len() == number + 1);
+        if quick.requests().len() > answered {
+            assert_eq!(client.answer().status, 200);
+            answered += 1;
+        }
     }
     // With one request in its hands it is the busier of the two, whenever both are looked at.
     assert!(slow.requests().len() < quick.requests().len(), "{} {}", slow.requests().len(), quick.requests().len());
