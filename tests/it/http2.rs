@@ -223,9 +223,9 @@ fn a_drain_cuts_no_answer_that_is_still_on_its_way() {
     let wait = std::sync::Mutex::new(wait);
     let upstream = Upstream::serving(move |stream, _| {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
-        stream.write_all(&[head.as_bytes(), &[b'x'; FIRST]].concat()).unwrap();
+        stream.write_all(&[head.as_bytes(), &vec![b'x'; FIRST]].concat()).unwrap();
         let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(10));
-        stream.write_all(&[b'x'; LENGTH - FIRST]).is_ok()
+        stream.write_all(&vec![b'x'; LENGTH - FIRST]).is_ok()
     });
     let gateway = Gateway::to(&upstream);
     let stop = gateway.stop.clone();
