@@ -57,6 +57,8 @@ pub enum Fault {
     Newer(i64),
     /// It cannot be understood.
     Corrupt(String),
+    /// Something of it is missing in a database, where nothing is moved aside.
+    Incomplete(String),
     /// It cannot be had.
     Unavailable(Box<dyn Error + Send + Sync>),
 }
@@ -149,6 +151,11 @@ impl fmt::Display for OpenError {
                 "the inbox {place} was made by a later version of countersign (schema {version}): run that version or a later one"
             ),
             Fault::Corrupt(what) => write!(f, "the inbox {place} is damaged ({what}): {LOSS}"),
+            Fault::Incomplete(what) => write!(
+                f,
+                "the inbox {place} is damaged ({what}): bring it back from a backup; if it is truly lost, and the events in it, drop the \
+                 schema `countersign` and accept that with `countersign inbox init --accept-loss`"
+            ),
             Fault::Unavailable(error) => {
                 write!(f, "the inbox {place} cannot be opened: {error}")?;
                 let mut source = error.source();

@@ -168,7 +168,7 @@ async fn open(database: &Database, state_directory: &Path, access: Access) -> Re
         Schema::Ours(identity) => identity,
         Schema::Nothing => return Err(fault(if marker.is_some() { Fault::Empty } else { Fault::None })),
         Schema::Newer(version) => return Err(fault(Fault::Newer(version.into()))),
-        Schema::Broken(what) => return Err(fault(Fault::Corrupt(what))),
+        Schema::Broken(what) => return Err(fault(Fault::Incomplete(what))),
     };
     match marker {
         Some(marker) if marker.identity != identity => {

@@ -113,7 +113,7 @@ pub(super) fn init(state_directory: &Path, accepts_loss: bool) -> Result<Initial
     let replaces = match error.fault {
         Fault::Missing | Fault::Empty | Fault::Another(_) => false,
         Fault::Corrupt(_) => true,
-        Fault::None | Fault::Newer(_) | Fault::Unavailable(_) => return Err(error),
+        Fault::None | Fault::Newer(_) | Fault::Incomplete(_) | Fault::Unavailable(_) => return Err(error),
     };
     if !accepts_loss {
         return Err(error);
