@@ -23,6 +23,9 @@ pub struct Answer<T: Ending> {
     sent_bytes: u64,
     ending: Option<T>,
     pace: Option<Arc<Pace>>,
+    /// The last byte of what may be the end of a body whose pace is watched. The library hands over a part as soon as the client has room
+    /// for one byte of it, and nobody watches what was handed over as the end: so that is one byte.
+    last: Option<Bytes>,
 }
 
 /// Who wants to know how an answer ended.
@@ -59,18 +62,18 @@ impl<T: Ending> Answer<T> {
     /// An answer of our own.
     pub fn whole(bytes: Bytes, ending: T) -> Self {
         let source = Source::Whole(if bytes.is_empty() { None } else { Some(bytes) });
-        Self { source, sent_bytes: 0, ending: Some(ending), pace: None }
+        Self { source, sent_bytes: 0, ending: Some(ending), pace: None, last: None }
     }
 
     /// An answer of our own, of which nobody wants to know how it ended.
     pub fn unrecorded(bytes: Bytes) -> Self {
-        Self { source: Source::Whole(Some(bytes)), sent_bytes: 0, ending: None, pace: None }
+        Self { source: Source::Whole(Some(bytes)), sent_bytes: 0, ending: None, pace: None, last: None }
     }
 
     /// An upstream's answer, which may pause for `idle_timeout` at the most.
     pub fn upstream(incoming: Incoming, idle_timeout: Duration, ending: T) -> Self {
         let source = Source::Upstream { incoming, idle_timeout, idle: None };
-        Self { source, sent_bytes: 0, ending: Some(ending), pace: None }
+        Self { source, sent_bytes: 0, ending: Some(ending), pace: None, last: None }
     }
 
     /// The same, with `pace` told what the client takes.
@@ -101,6 +104,9 @@ impl<T: Ending> Body for Answer<T> {
         }
         let (source, ending) = (&mut this.source, &mut this.ending);
         let next = loop {
+            if let Some(last) = this.last.take() {
+                break Some(Ok(last));
+            }
             match source {
                 Source::Whole(bytes) => break bytes.take().map(Ok),
                 Source::Upstream { incoming, idle_timeout, idle } => {
@@ -131,7 +137,11 @@ impl<T: Ending> Body for Answer<T> {
             }
         };
         match next {
-            Some(Ok(data)) => {
+            Some(Ok(mut data)) => {
+                let may_be_last = this.is_end_stream() || this.size_hint().exact().is_none();
+                if this.pace.is_some() && data.len() > 1 && may_be_last {
+                    this.last = Some(data.split_off(data.len() - 1));
+                }
                 this.sent_bytes += data.len() as u64;
                 if let Some(pace) = &this.pace {
                     pace.offer(data.len());
@@ -153,13 +163,17 @@ impl<T: Ending> Body for Answer<T> {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Whole(bytes) => bytes.is_none(),
-            Source::Upstream { incoming, .. } => incoming.is_end_stream(),
-        }
+        self.last.is_none()
+            && match &self.source {
+                Source::Whole(bytes) => bytes.is_none(),
+                Source::Upstream { incoming, .. } => incoming.is_end_stream(),
+            }
     }
 
     fn size_hint(&self) -> SizeHint {
+        if let Some(last) = &self.last {
+            return SizeHint::with_exact(last.len() as u64);
+        }
         match &self.source {
             Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Source::Upstream { incoming, .. } => incoming.size_hint(),

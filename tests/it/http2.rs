@@ -569,6 +569,35 @@ fn a_client_without_window_frees_its_place_in_time() {
     assert_eq!(gateway.records(3).iter().filter(|record| record["countersign.complete"] == false).count(), 1);
 }
 
+/// Holds rules 9 and 10.
+#[test]
+fn a_client_with_room_for_one_byte_is_given_up_in_time() {
+    let upstream = Upstream::answering(|request| {
+        if request.starts_with(b"GET /chunked") {
+            let chunk = [b"7d0\r\n".to_vec(), vec![b'x'; 2000], b"\r\n0\r\n\r\n".to_vec()].concat();
+            return [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(), chunk].concat();
+        }
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n".to_vec(), vec![b'x'; 2000]].concat()
+    });
+    let gateway = Gateway::with(&format!(
+        "[limits]\nwrite_timeout = \"500ms\"\n[[routes]]\npath = \"/\"\napp = \"test\"\nupstream = \"{}\"\n",
+        upstream.origin()
+    ));
+    let tag = signature(&identity_payload());
+    let asked = |path| [(":method", "GET"), (":scheme", "https"), (":authority", "gw.test"), (":path", path)];
+    let proof = [("stripe-signature", &*tag), ("stripe-user-id", USER), ("stripe-account-id", ACCOUNT)];
+    // Answers of the service's, and a refusal, which is an answer of our own.
+    let verified = |path| [&asked(path)[..], &proof[..]].concat();
+    for fields in [verified("/length"), verified("/chunked"), asked("/a").to_vec()] {
+        let mut frames = Frames::connect(&gateway);
+        // SETTINGS_INITIAL_WINDOW_SIZE is 1.
+        assert!(frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1]));
+        assert!(frames.send(HEADERS, END_STREAM | END_HEADERS, 1, &block(&fields)));
+        assert_eq!(frames.outcome(), Some(HEADERS));
+        assert_eq!(frames.outcome(), Some(RST_STREAM), "the stream is reset: {fields:?}");
+    }
+}
+
 /// Holds rule 10.
 #[test]
 fn floods_are_cut_and_hold_up_nobody() {
