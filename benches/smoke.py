@@ -4,7 +4,7 @@ kept connection costs two receives and two sends, not a system call more.
 
 usage: smoke.py PATH_OF_THE_GATEWAY
 """
-import hashlib, hmac, http.client, http.server, json, os, pathlib, signal, socket, ssl, subprocess, sys, tempfile, threading, time
+import contextlib, hashlib, hmac, http.client, http.server, json, os, pathlib, signal, socket, ssl, subprocess, sys, tempfile, threading, time
 
 HERE = pathlib.Path(__file__).resolve().parent
 SECRET = "absec_smoke_0123456789abcdef"
@@ -75,8 +75,10 @@ def system_calls(pid, port, tls, work):
     return sum(calls.values()) / count, calls
 
 
+@contextlib.contextmanager
 def started(binary, upstream, work, **more):
-    """The gateway with its bench configuration, in `work` and for an upstream on this port: its port, process, clients' TLS, log."""
+    """The gateway with its bench configuration, in `work` and for an upstream on this port: its port, process, and clients' TLS. It must
+    stop cleanly behind what is done with it; what it said is shown where something fails."""
     cert, key, log, port = work / "cert.pem", work / "given-key.pem", work / "log", free_port()
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
                     "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
@@ -85,27 +87,35 @@ def started(binary, upstream, work, **more):
                UPSTREAM=f"127.0.0.1:{upstream}", ROUTES="0", WORK=str(work), GATEWAY_BIN=str(pathlib.Path(binary).resolve()), **more)
     with log.open("wb") as out:
         gateway = subprocess.Popen([str(HERE / "gateway/start")], cwd=work, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    wait_for(port, gateway, log)
-    return port, gateway, ssl.create_default_context(cafile=str(cert)), log
+    try:
+        wait_for(port, gateway)
+        yield port, gateway, ssl.create_default_context(cafile=str(cert))
+        gateway.send_signal(signal.SIGTERM)
+        assert gateway.wait(40) == 0, f"stopped with {gateway.returncode}"
+    except BaseException:
+        sys.stderr.write(log.read_text())
+        raise
+    finally:
+        if gateway.poll() is None:
+            gateway.kill()
+            gateway.wait()
 
 
-def wait_for(port, gateway, log):
+def wait_for(port, gateway):
     end = time.time() + 30
     while time.time() < end and gateway.poll() is None:
         try:
             return socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
             time.sleep(0.05)
-    gateway.kill()
-    sys.exit("the gateway did not come up:\n" + log.read_text())
+    sys.exit("the gateway did not come up")
 
 
 def main(binary):
     upstream = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
     threading.Thread(target=upstream.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as work:
-        port, gateway, tls, log = started(binary, upstream.server_port, pathlib.Path(work))
-        try:
+        with started(binary, upstream.server_port, pathlib.Path(work)) as (port, gateway, tls):
             status, body = get(port, tls, signature())
             assert status == 200, f"valid: {status} {body!r}"
             seen = json.loads(body)
@@ -118,15 +128,6 @@ def main(binary):
             assert Upstream.requests == 1, f"the upstream got {Upstream.requests} requests, not 1"
             each, calls = system_calls(gateway.pid, port, tls, pathlib.Path(work))
             assert 3.9 <= each <= 4.2, f"{each:.2f} receives and sends a request: {calls}"
-            gateway.send_signal(signal.SIGTERM)
-            assert gateway.wait(40) == 0, f"stopped with {gateway.returncode}"
-        except BaseException:
-            sys.stderr.write(log.read_text())
-            raise
-        finally:
-            if gateway.poll() is None:
-                gateway.kill()
-                gateway.wait()
     print("smoke: one valid request passed, four invalid ones were refused, 4 system calls a request, stopped cleanly")
 
 

@@ -7,7 +7,7 @@ usage: training.py PATH_OF_THE_GATEWAY FOLDER_FOR_PROFILES [SECONDS]
 POSTs with the ids in a JSON body, a larger one, an upload and an answer of some size, preflights, refusals, on connections that are kept
 and on new ones. The like over HTTP/2, as browsers do (by h2load). Events from Stripe, into the inbox and out to a service.
 """
-import hashlib, hmac, http.client, http.server, itertools, json, pathlib, signal, subprocess, sys, tempfile, threading, time
+import hashlib, hmac, http.client, http.server, itertools, json, pathlib, subprocess, sys, tempfile, threading, time
 import smoke
 
 CLIENTS = 8
@@ -121,22 +121,13 @@ def main(program, profiles, seconds=10):
     with tempfile.TemporaryDirectory() as work:
         work = pathlib.Path(work)
         # It can write nowhere but in its own folder.
-        port, gateway, tls, log = smoke.started(program, upstream.server_port, work, LLVM_PROFILE_FILE="state/%p.profraw", WEBHOOK_SECRET=WEBHOOK_SECRET)
-        try:
+        settings = {"LLVM_PROFILE_FILE": "state/%p.profraw", "WEBHOOK_SECRET": WEBHOOK_SECRET}
+        with smoke.started(program, upstream.server_port, work, **settings) as (port, _, tls):
             together(port, tls, seconds, [requests() for _ in range(CLIENTS)])
             over_http2(port, seconds, HEADERS | BROWSER | {"Stripe-Signature": smoke.signature()})
             (work / "body").write_text(SMALL)
             over_http2(port, max(seconds // 2, 1), BROWSER | JSON | signed(SMALL), "-d", str(work / "body"))
             together(port, tls, max(seconds // 2, 1), [events(client) for client in range(CLIENTS)])
-            gateway.send_signal(signal.SIGTERM)
-            assert gateway.wait(40) == 0, f"stopped with {gateway.returncode}"
-        except BaseException:
-            sys.stderr.write(log.read_text())
-            raise
-        finally:
-            if gateway.poll() is None:
-                gateway.kill()
-                gateway.wait()
         for profile in (work / "state").glob("*.profraw"):
             (pathlib.Path(profiles) / profile.name).write_bytes(profile.read_bytes())
 
