@@ -15,7 +15,7 @@ mod room;
 mod upload;
 
 pub use answer::{Answer, BrokenOff, Ending};
-pub use pace::Pace;
+pub use pace::{LOOK_EVERY, Lasting, Pace};
 pub use room::{Room, Taken};
 pub use upload::{Outbound, Progress, Streamed, Upload};
 

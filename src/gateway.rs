@@ -44,7 +44,7 @@ pub use head::Fault;
 pub use rules::Rules;
 pub use tunnel::Tunnel;
 
-use rules::{Manner, Standing};
+use rules::{Manner, Standing, Watch};
 use tunnel::Asks;
 
 /// The body of every answer.

@@ -27,7 +27,7 @@ mod unused;
 mod watcher;
 
 use unused::Lookout;
-use watcher::{Watcher, settled};
+use watcher::{PATIENCE, Watcher, settled};
 
 /// Messages of one refusal that are told in a log.
 const MOST_REASONS: usize = 100;
@@ -138,7 +138,7 @@ impl Reloader {
     ) -> io::Result<Self> {
         let watcher = Watcher::new(sender.clone());
         let looked_at = in_force.sources.clone();
-        let work = Work { parts, in_force, looked_at, status, watcher, lookout: Lookout::default() };
+        let work = Work { parts, in_force, looked_at, refused: None, status, watcher, lookout: Lookout::default() };
         let thread = std::thread::Builder::new().name("reload".into()).spawn(move || work.run(&orders))?;
         Ok(Self { orders: sender, thread })
     }
@@ -157,9 +157,20 @@ struct Work {
     in_force: InForce,
     /// The files as they were when they were read last, for what is in force or for what was refused.
     looked_at: Sources,
+    /// Why what was read last is not in force.
+    refused: Option<Refusal>,
     status: Arc<Status>,
     watcher: Watcher,
     lookout: Lookout,
+}
+
+/// Why the configuration is read anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Asked,
+    Changed,
+    /// It was refused, and the reason may lie outside the files: a folder that is missing, descriptors that were all in use.
+    Refused,
 }
 
 impl Work {
@@ -170,17 +181,21 @@ impl Work {
             let mut order = if is_newly_watched { Order::Look } else { self.watcher.wait(orders) };
             let looks = order == Order::Look;
             if looks {
-                order = settled(orders);
+                order = settled(orders, PATIENCE, || self.looked_at.contents());
             }
             match order {
                 Order::Stop => return,
                 Order::Reopen => self.reopen(),
-                Order::Reload => self.reload(),
+                Order::Reload => self.reload(Cause::Asked),
                 Order::Look => {}
             }
             // What came in between is done, and it is still to be looked.
-            if looks && order != Order::Reload && self.looked_at.are_changed() {
-                self.reload();
+            if looks && order != Order::Reload {
+                if self.looked_at.are_changed() {
+                    self.reload(Cause::Changed);
+                } else if self.refused.is_some() {
+                    self.reload(Cause::Refused);
+                }
             }
             is_newly_watched = self.watcher.watch(&self.looked_at);
             let (since, now) = (self.status.standing().since, SystemTime::now());
@@ -202,8 +217,10 @@ impl Work {
         }
     }
 
-    fn reload(&mut self) {
-        service::reloading();
+    fn reload(&mut self, cause: Cause) {
+        if cause != Cause::Refused {
+            service::reloading();
+        }
         let Parts { path, environment, .. } = &self.parts;
         let scrutiny = Scrutiny::Reload(&self.in_force.sources);
         let (loaded, sources) = config::load_from(path, environment, SystemTime::now(), scrutiny);
@@ -214,16 +231,25 @@ impl Work {
                 text: errors.to_string(),
             }),
         };
+        let is_told = cause == Cause::Refused && outcome.as_ref().err() == self.refused.as_ref();
+        if !is_told && cause == Cause::Refused {
+            service::reloading();
+        }
         match outcome {
             Ok(()) => {
                 self.looked_at = sources;
+                self.refused = None;
                 service::reloaded("the configuration was read anew and is in force");
             }
             Err(refusal) => {
-                // It is looked at again when it changes, not before.
                 self.looked_at = self.looked_at.followed_by(&sources);
-                self.refuse(&refusal);
-                service::reloaded("the configuration was read anew and is refused; the one of before stays in force");
+                if !is_told {
+                    self.refuse(&refusal);
+                    service::reloaded(
+                        "the configuration was read anew and is refused; the one of before stays in force",
+                    );
+                }
+                self.refused = Some(refusal);
             }
         }
     }
@@ -343,6 +369,7 @@ impl Work {
 }
 
 /// Why a configuration is not put in force.
+#[derive(Debug, PartialEq, Eq)]
 struct Refusal {
     reasons: Vec<String>,
     text: String,

@@ -104,6 +104,13 @@ impl Sources {
         self.0.push(Seen { key: key.to_owned(), kind, path: path.to_owned(), digest: digest(path) });
     }
 
+    #[cfg(test)]
+    pub(crate) fn of_file(path: &Path) -> Self {
+        let mut sources = Self::default();
+        sources.note("", SourceKind::Configuration, path);
+        sources
+    }
+
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = &Seen> {
         self.0.iter()
@@ -113,6 +120,11 @@ impl Sources {
     pub fn are_changed(&self) -> bool {
         let mut looked: BTreeMap<&Path, Option<[u8; 32]>> = BTreeMap::new();
         self.0.iter().any(|seen| *looked.entry(&seen.path).or_insert_with(|| digest(&seen.path)) != seen.digest)
+    }
+
+    /// What each of them holds by now.
+    pub fn contents(&self) -> Vec<Option<[u8; 32]>> {
+        self.0.iter().map(|seen| digest(&seen.path)).collect()
     }
 
     /// The files of `later`, and of these where it does not say anything: one that fails early has not looked at all.

@@ -1,11 +1,12 @@
 //! What of a connection the requests on it have to do with: whether it rests, and what it becomes.
 
 use std::{
+    future::{Future as _, poll_fn},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::Waker,
+    task::{Poll, Waker, ready},
     time::Duration,
 };
 
@@ -13,7 +14,10 @@ use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use super::Tunnel;
-use crate::limits::{Hits, Limit};
+use crate::{
+    body::{LOOK_EVERY, Lasting},
+    limits::{Hits, Limit},
+};
 
 /// Whether a connection has requests under way, and since when; whether its client was indulged enough.
 #[derive(Debug)]
@@ -24,13 +28,21 @@ pub struct Activity {
     /// Whether all that was read was taken and the next request waited for; whether something is still to be written.
     rests: AtomicBool,
     unsent: AtomicBool,
-    /// When the first of them came, or the last of them ended.
-    since: Mutex<Instant>,
+    course: Mutex<Course>,
     indulged: AtomicBool,
     overdue: AtomicBool,
     hits: Arc<Hits>,
     switched: AtomicBool,
     tunnel: Mutex<Option<Box<Tunnel>>>,
+}
+
+/// How a connection goes.
+#[derive(Debug)]
+struct Course {
+    /// When the first of the requests under way came, or the last of them ended.
+    since: Instant,
+    /// What the answer that is being written was permitted by, on a connection that has one at a time.
+    permitted: Option<Arc<dyn Lasting>>,
 }
 
 /// A request under way on a connection, while it lives.
@@ -46,7 +58,7 @@ impl Activity {
             waiting: AtomicWaker::new(),
             rests: AtomicBool::new(false),
             unsent: AtomicBool::new(false),
-            since: Mutex::new(Instant::now()),
+            course: Mutex::new(Course { since: Instant::now(), permitted: None }),
             indulged: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
             switched: AtomicBool::new(false),
@@ -115,18 +127,35 @@ impl Activity {
         (!self.is_busy()).then(|| self.since())
     }
 
-    /// Ends when an exchange has lasted for `whole`, on a connection that has one at a time. What is recorded of the
-    /// exchange says so. A WebSocket has an age of its own.
-    pub async fn overdue(&self, whole: Duration) {
-        loop {
-            let now = Instant::now();
-            let ends = if self.is_busy() && !self.is_switched() { self.since() + whole } else { now + whole };
-            if ends <= now {
-                self.overdue.store(true, Ordering::Relaxed);
-                return;
+    /// Ends when an exchange has lasted for `whole`, on a connection that has one at a time; answers that limit then, and what is
+    /// recorded of the exchange says so. `None`: the client does not take an answer that it is no longer permitted.
+    /// A WebSocket has an age of its own.
+    pub async fn overdue(&self, whole: Duration) -> Option<Limit> {
+        let mut timer = std::pin::pin!(tokio::time::sleep(whole));
+        let mut is_looking = false;
+        poll_fn(|cx| {
+            if !is_looking && self.unsent.load(Ordering::Relaxed) {
+                is_looking = true;
+                let soon = timer.deadline().min(Instant::now() + LOOK_EVERY);
+                timer.as_mut().reset(soon);
             }
-            tokio::time::sleep_until(ends).await;
-        }
+            loop {
+                ready!(timer.as_mut().poll(cx));
+                let now = Instant::now();
+                let ends = if self.is_busy() && !self.is_switched() { self.since() + whole } else { now + whole };
+                if ends <= now {
+                    self.overdue.store(true, Ordering::Relaxed);
+                    return Poll::Ready(Some(Limit::ExchangeTimeout));
+                }
+                is_looking = self.unsent.load(Ordering::Relaxed);
+                let waiting_with = if is_looking { self.course().permitted.clone() } else { None };
+                if waiting_with.is_some_and(|permitted| permitted.is_revoked()) {
+                    return Poll::Ready(None);
+                }
+                timer.as_mut().reset(if is_looking { ends.min(now + LOOK_EVERY) } else { ends });
+            }
+        })
+        .await
     }
 
     /// When the connection will have been idle for `patience` if nothing more is asked; `None` if it has been.
@@ -142,11 +171,15 @@ impl Activity {
     }
 
     fn since(&self) -> Instant {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner)
+        self.course().since
     }
 
     fn changed(&self) {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.course() = Course { since: Instant::now(), permitted: None };
+    }
+
+    fn course(&self) -> MutexGuard<'_, Course> {
+        self.course.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,6 +196,11 @@ impl Busy {
 impl Busy {
     pub(super) fn hit(&self, limit: Limit) {
         self.0.hit(limit);
+    }
+
+    /// What is answered on a connection that has one answer at a time is what `permitted` says.
+    pub(super) fn watch(&self, permitted: Arc<dyn Lasting>) {
+        self.0.course().permitted = Some(permitted);
     }
 
     /// Whether the connection was given up for what was under way on it for too long.

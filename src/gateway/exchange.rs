@@ -9,11 +9,11 @@ use std::{
 
 use http::{HeaderValue, Response, StatusCode, uri::PathAndQuery};
 
-use super::{Activity, Answer, Busy, Content, Standing, Tunnel, common, text};
+use super::{Activity, Answer, Busy, Content, Standing, Tunnel, Watch, common, text};
 use crate::{
     audit::Audit,
     auth::Principal,
-    body::{self, Ending, Pace, Progress, Upload},
+    body::{self, Ending, Lasting, Pace, Progress, Upload},
     headers,
     limits::{Limit, Limits},
     record::{Access, Decision, Log},
@@ -41,7 +41,8 @@ pub struct Exchange {
     request_id: HeaderValue,
     trace: Option<Box<Trace>>,
     /// Why it was permitted, once it is.
-    standing: Option<Box<Standing>>,
+    standing: Option<Arc<Standing>>,
+    watch: Watch,
     upload: Option<Arc<Progress>>,
     held: Option<Held>,
     pace: Option<Arc<Pace>>,
@@ -69,6 +70,7 @@ impl Exchange {
             request_id,
             trace: None,
             standing: None,
+            watch: Watch::default(),
             upload: None,
             held: None,
             pace,
@@ -165,13 +167,13 @@ impl Exchange {
     }
 
     pub(super) fn note_standing(&mut self, standing: Standing) {
-        self.standing = Some(Box::new(standing));
+        self.standing = Some(Arc::new(standing));
     }
 
     /// Ends with the reason once the rules in force no longer permit what was permitted.
     pub(super) async fn revoked(&mut self) -> Rejection {
-        let Some(standing) = &mut self.standing else { return std::future::pending().await };
-        std::future::poll_fn(|cx| standing.poll_revoked(cx)).await
+        let Some(standing) = &self.standing else { return std::future::pending().await };
+        std::future::poll_fn(|cx| self.watch.poll_revoked(standing, cx)).await
     }
 
     /// What was permitted is ended while it is under way: recorded in both logs.
@@ -258,7 +260,16 @@ impl Exchange {
         let body = match content {
             Content::Ours(bytes) => body::Answer::whole(bytes, self),
             Content::Switched(_) => body::Answer::whole(bytes::Bytes::new(), self),
-            Content::Upstream { body, idle_timeout } => body::Answer::upstream(body, idle_timeout, self),
+            Content::Upstream { body, idle_timeout } => {
+                if let Some(permitted) = self.standing.as_ref().map(|standing| Arc::clone(standing) as Arc<dyn Lasting>)
+                {
+                    match &pace {
+                        Some(pace) => pace.watch(permitted),
+                        None => self.busy.watch(permitted),
+                    }
+                }
+                body::Answer::upstream(body, idle_timeout, self)
+            }
         };
         Response::from_parts(parts, body.paced(pace))
     }
@@ -357,7 +368,7 @@ impl Exchange {
 
 impl Ending for Exchange {
     fn is_revoked(&mut self) -> bool {
-        let revoked = self.standing.as_mut().and_then(|standing| standing.check().err());
+        let revoked = self.standing.as_ref().and_then(|standing| standing.check().err());
         revoked.is_some_and(|rejection| {
             self.note_revoked(&rejection);
             true
@@ -365,13 +376,17 @@ impl Ending for Exchange {
     }
 
     fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(standing) = &mut self.standing else { return Poll::Pending };
-        standing.poll_revoked(cx).map(|rejection| self.note_revoked(&rejection))
+        let Some(standing) = &self.standing else { return Poll::Pending };
+        self.watch.poll_revoked(standing, cx).map(|rejection| self.note_revoked(&rejection))
     }
 
     fn ended(mut self, bytes: u64, complete: bool) {
         if let Some(held) = self.held.take().filter(|_| complete) {
             held.settle();
+        }
+        // Whoever gave it up for that knows no more than that it is so.
+        if !complete {
+            self.is_revoked();
         }
         self.write(bytes, complete);
     }

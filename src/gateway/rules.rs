@@ -15,6 +15,7 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 
 use crate::{
     auth::{self, Principal},
+    body::Lasting,
     path::CanonicalPath,
     rejection::Rejection,
     route::{Route, RouteTable},
@@ -33,13 +34,18 @@ pub struct Rules {
 #[derive(Debug)]
 pub(super) struct Standing {
     rules: Arc<Rules>,
-    edition: u64,
+    edition: AtomicU64,
     principal: Principal,
     route: Arc<Route>,
     method: Method,
     target: PathAndQuery,
     has_body: bool,
     switches: bool,
+}
+
+/// Waits for the rules to change.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
     /// Ends at the next replacement; made when something first waits for it.
     replaced: Option<Pin<Box<OwnedNotified>>>,
 }
@@ -88,14 +94,13 @@ impl Standing {
     ) -> Self {
         Self {
             rules: Arc::clone(rules),
-            edition,
+            edition: AtomicU64::new(edition),
             principal: principal.clone(),
             route: Arc::clone(route),
             method: manner.method.clone(),
             target: manner.target.clone(),
             has_body: manner.has_body,
             switches: manner.switches,
-            replaced: None,
         }
     }
 
@@ -103,31 +108,14 @@ impl Standing {
     ///
     /// # Errors
     /// The [`Rejection`] with which the request would be refused now.
-    pub(super) fn check(&mut self) -> Result<(), Rejection> {
+    pub(super) fn check(&self) -> Result<(), Rejection> {
         let edition = self.rules.edition();
-        if edition == self.edition {
+        if edition == self.edition.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.judge(&self.rules.routes.load())?;
-        self.edition = edition;
+        self.edition.store(edition, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// Ready with the reason once the rules in force no longer permit it.
-    pub(super) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<Rejection> {
-        loop {
-            // Made before it is looked, so that no replacement is missed.
-            let replaced =
-                self.replaced.get_or_insert_with(|| Box::pin(Arc::clone(&self.rules.replaced).notified_owned()));
-            let is_replaced = replaced.as_mut().poll(cx).is_ready();
-            if let Err(rejection) = self.check() {
-                return Poll::Ready(rejection);
-            }
-            if !is_replaced {
-                return Poll::Pending;
-            }
-            self.replaced = None;
-        }
     }
 
     fn judge(&self, routes: &RouteTable) -> Result<(), Rejection> {
@@ -145,5 +133,30 @@ impl Standing {
         }
         route.policy.permit(&self.principal, self.has_body)?;
         Ok(())
+    }
+}
+
+impl Lasting for Standing {
+    fn is_revoked(&self) -> bool {
+        self.check().is_err()
+    }
+}
+
+impl Watch {
+    /// Ready with the reason once the rules in force no longer permit what `standing` says.
+    pub(super) fn poll_revoked(&mut self, standing: &Standing, cx: &mut Context<'_>) -> Poll<Rejection> {
+        loop {
+            // Made before it is looked, so that no replacement is missed.
+            let replaced =
+                self.replaced.get_or_insert_with(|| Box::pin(Arc::clone(&standing.rules.replaced).notified_owned()));
+            let is_replaced = replaced.as_mut().poll(cx).is_ready();
+            if let Err(rejection) = standing.check() {
+                return Poll::Ready(rejection);
+            }
+            if !is_replaced {
+                return Poll::Pending;
+            }
+            self.replaced = None;
+        }
     }
 }

@@ -98,6 +98,7 @@ impl Tunnel {
     pub async fn run<T: AsyncRead + AsyncWrite>(self, downstream: T, early: Bytes, drain: CancellationToken) {
         let Self { upstream, held, mut exchange, age, idle_timeout } = self;
         let passed = Passed::new();
+        let mut left = None;
         let complete = match tokio::time::timeout(HAND_OVER, upstream).await {
             Ok(Ok(upstream)) => {
                 let stopped = async {
@@ -106,7 +107,8 @@ impl Tunnel {
                         rejection = exchange.revoked() => Broken::Revoked(rejection),
                     }
                 };
-                let relayed = relay(downstream, &early, upstream, &passed, age, idle_timeout, stopped).await;
+                let (relayed, client) = relay(downstream, &early, upstream, &passed, age, idle_timeout, stopped).await;
+                left = client;
                 match &relayed {
                     Err(Broken::Limit(limit)) => exchange.hit(*limit),
                     Err(Broken::Revoked(rejection)) => exchange.note_revoked(rejection),
@@ -119,6 +121,10 @@ impl Tunnel {
         drop(held);
         exchange.note_received(passed.up.load(Ordering::Relaxed));
         exchange.ended(passed.down.load(Ordering::Relaxed), complete);
+        // The service is done with, and it is recorded, however long the client takes to hear of it.
+        if let Some(left) = left {
+            let _ = tokio::time::timeout(HAND_OVER, left.leave()).await;
+        }
     }
 }
 
@@ -157,10 +163,25 @@ enum Broken {
     Drain,
 }
 
-/// Passes bytes until both sides have ended.
-///
-/// # Errors
-/// [`Broken`] says what came before that.
+/// The client of a WebSocket that was broken off.
+#[derive(Debug)]
+struct Left<T> {
+    connection: WriteHalf<T>,
+    frames: Frames,
+}
+
+impl<T: AsyncWrite> Left<T> {
+    /// Tells the client, and ends its connection.
+    async fn leave(mut self) {
+        // Within a message of the service a frame of ours would be read as a part of it.
+        if self.frames.is_between() {
+            let _ = self.connection.write_all(&GOING_AWAY).await;
+        }
+        let _ = self.connection.shutdown().await;
+    }
+}
+
+/// Passes bytes until both sides have ended, or something breaks it off: what, and whom is still to be told.
 async fn relay<T: AsyncRead + AsyncWrite>(
     downstream: T,
     early: &[u8],
@@ -169,7 +190,7 @@ async fn relay<T: AsyncRead + AsyncWrite>(
     age: Duration,
     idle_timeout: Duration,
     stopped: impl Future<Output = Broken>,
-) -> Result<(), Broken> {
+) -> (Result<(), Broken>, Option<Left<T>>) {
     let (mut from_client, mut to_client) = tokio::io::split(downstream);
     let (mut from_service, mut to_service) = tokio::io::split(TokioIo::new(upstream));
     let mut frames = Frames::default();
@@ -190,17 +211,8 @@ async fn relay<T: AsyncRead + AsyncWrite>(
             why = stopped => Err(why),
         }
     };
-    if ended.is_err() {
-        let leave = async {
-            // Within a message of the service a frame of ours would be read as a part of it.
-            if frames.is_between() {
-                let _ = to_client.write_all(&GOING_AWAY).await;
-            }
-            let _ = to_client.shutdown().await;
-        };
-        let _ = tokio::time::timeout(HAND_OVER, leave).await;
-    }
-    ended
+    let left = ended.is_err().then_some(Left { connection: to_client, frames });
+    (ended, left)
 }
 
 /// Passes on what comes from `reader` until it ends, and then ends `writer`; what is passed is told before.

@@ -67,7 +67,8 @@ tokio::task_local! {
     static PACE: Arc<Pace>;
 }
 
-/// Runs each HTTP/2 stream as a task, which is dropped, and the stream reset, when its client is too slow.
+/// Runs each HTTP/2 stream as a task, which is dropped, and the stream reset, when its client is too slow, or does not take what it is no
+/// longer permitted.
 #[derive(Clone, Debug)]
 struct Streams {
     patience: Duration,
@@ -85,7 +86,11 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams
             tokio::select! {
                 biased;
                 () = PACE.scope(Arc::clone(&pace), stream) => {}
-                limit = pace.exceeded() => hits.hit(limit),
+                limit = pace.exceeded() => {
+                    if let Some(limit) = limit {
+                        hits.hit(limit);
+                    }
+                }
             }
         });
     }
@@ -183,7 +188,11 @@ async fn greet(accepted: Accepted, handshake: Handshake, desk: Arc<Desk>) {
             tokio::select! {
                 biased;
                 () = Box::pin(serve_http1(stream, &served, leave)) => {}
-                () = overdue => served.activity.hit(Limit::ExchangeTimeout),
+                limit = overdue => {
+                    if let Some(limit) = limit {
+                        served.activity.hit(limit);
+                    }
+                }
             }
         }
     });

@@ -15,11 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http_body_util::BodyExt as _;
 use serde_json::Value;
 
 use crate::{
     commands::{Folder, Running},
-    streams::{head_now, now},
+    streams::{head_now, now, over_http2_to, request_at},
     support::{ACCOUNT, Answer, Client, SECRET, USER, Upstream, client_config, identity_payload, sign, write_files},
 };
 
@@ -398,6 +399,97 @@ fn streams_of_whoever_is_no_longer_permitted_end_and_those_of_others_live_on() {
         ]
     );
     assert!(ended.iter().all(|record| record["user"] == USER && record["request_id"].is_string()));
+}
+
+/// An upstream that sends as much as is taken, and how many bytes of it were and how many of its connections are open.
+fn flood() -> (Upstream, Arc<[AtomicUsize; 2]>) {
+    let counters = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let shared = Arc::clone(&counters);
+    let upstream = Upstream::serving(move |stream, head| {
+        let [sent, open] = &*shared;
+        let is_websocket = String::from_utf8_lossy(head).to_ascii_lowercase().contains("upgrade: websocket");
+        let (head, before, behind): (&[u8], &[u8], &[u8]) = if is_websocket {
+            let head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+            (head, &[0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0], b"")
+        } else {
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"10000\r\n", b"\r\n")
+        };
+        open.fetch_add(1, Ordering::SeqCst);
+        let part = [before, &vec![b'x'; 0x10000], behind].concat();
+        let mut written = stream.write_all(head);
+        while written.is_ok() {
+            written = stream.write_all(&part);
+            sent.fetch_add(part.len(), Ordering::SeqCst);
+        }
+        open.fetch_sub(1, Ordering::SeqCst);
+        false
+    });
+    (upstream, counters)
+}
+
+/// Holds rule 14.
+#[test]
+fn streams_end_whose_clients_take_nothing_of_what_they_may_no_longer_have() {
+    let (upstream, counters) = flood();
+    let [sent, open] = &*counters;
+    let mut lab = Lab::new(&upstream, "");
+    lab.change(METHODS, &format!("{METHODS}\nwebsocket = true"));
+    let address = SocketAddr::from(([127, 0, 0, 1], lab.folder.port));
+    let certificate = lab.path("cert.pem");
+    let (leave, stays) = tokio::sync::oneshot::channel::<()>();
+    let over_http2 = std::thread::spawn(move || {
+        over_http2_to(address, &certificate, async |mut sender| {
+            let empty = http_body_util::Empty::<bytes::Bytes>::new();
+            let answer = sender.send_request(request_at("GET", "/a", empty, now())).await.unwrap();
+            let _ = stays.await;
+            assert!(answer.into_body().collect().await.is_err(), "a broken answer, not a whole one");
+        });
+    });
+    let mut clients = [lab.connect(), lab.connect()];
+    for (client, more) in clients.iter_mut().zip(["", WEBSOCKET]) {
+        client.send(head_now("GET", "/a", more));
+    }
+    // Until nobody takes anything any more.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut before = None;
+    while open.load(Ordering::SeqCst) != 3 || before != Some(sent.load(Ordering::SeqCst)) {
+        assert!(Instant::now() < deadline);
+        before = Some(sent.load(Ordering::SeqCst));
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let began = Instant::now();
+    lab.change(METHODS, &format!("{METHODS}\nusers = [\"usr_Another\"]"));
+    while open.load(Ordering::SeqCst) > 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{} are open", open.load(Ordering::SeqCst));
+        std::thread::yield_now();
+    }
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    leave.send(()).unwrap();
+    over_http2.join().unwrap();
+    drop(clients);
+    let ended = lab.audited(&["stream_ended"]);
+    let codes: Vec<_> = ended.iter().map(|record| record["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["user_not_allowed"; 3]);
+}
+
+#[test]
+fn what_was_refused_for_a_reason_outside_the_files_is_tried_again_and_told_once() {
+    let upstream = Upstream::ok();
+    let mut lab = Lab::new(&upstream, "");
+    let log = lab.path("state/later/access.log");
+    let text = lab.config();
+    lab.replace("countersign.toml", &format!("{text}[log]\naccess = \"{}\"\n", log.display()));
+    lab.told("its folder does not exist");
+    // It is looked at every five seconds.
+    std::thread::sleep(Duration::from_secs(6));
+    fs::create_dir(log.parent().unwrap()).unwrap();
+    let said = lab.told("is in force");
+    assert!(!said.contains("refused"), "{said}");
+    assert_eq!(lab.status("/a"), 200);
+    until_written(&lab, "state/later/access.log", "\"/a\"");
+    let records = lab.audited(&["reload"]);
+    let outcomes: Vec<_> = records.iter().map(|record| record["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["refused", "in_force"]);
 }
 
 #[test]
