@@ -96,20 +96,24 @@ impl Lab {
         self.ask(head_now("GET", path, "")).status
     }
 
-    /// The records of the audit log of these kinds, when it has stopped.
-    fn audited(self, kinds: &[&str]) -> Vec<Value> {
-        self.running.signal("TERM");
-        let Self { folder, mut running, said, .. } = self;
-        assert_eq!(running.exit_code(), Some(0));
-        let rest: String = said.iter().collect();
-        assert!(!rest.contains("panicked"), "{rest}");
-        let mut segments: Vec<_> = fs::read_dir(folder.folder.path().join("state/audit"))
+    /// The audit log as it is.
+    fn audit_log(&self) -> String {
+        let mut segments: Vec<_> = fs::read_dir(self.path("state/audit"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
             .collect();
         segments.sort();
-        let text: String = segments.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+        segments.iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+    }
+
+    /// The records of the audit log of these kinds, when it has stopped.
+    fn audited(mut self, kinds: &[&str]) -> Vec<Value> {
+        self.running.signal("TERM");
+        assert_eq!(self.running.exit_code(), Some(0));
+        let rest: String = self.said.iter().collect();
+        assert!(!rest.contains("panicked"), "{rest}");
+        let text = self.audit_log();
         let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         records.filter(|record| kinds.contains(&record["kind"].as_str().unwrap())).collect()
     }
@@ -464,6 +468,11 @@ fn streams_end_whose_clients_take_nothing_of_what_they_may_no_longer_have() {
         std::thread::yield_now();
     }
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    // The clients are there still.
+    while lab.audit_log().matches("stream_ended").count() < 3 {
+        assert!(began.elapsed() < 2 * SOON, "{}", lab.audit_log());
+        std::thread::yield_now();
+    }
     leave.send(()).unwrap();
     over_http2.join().unwrap();
     drop(clients);
