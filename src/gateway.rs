@@ -386,6 +386,7 @@ impl Gateway {
                 biased;
                 answered = upstream.send(permit, outgoing) => answered,
                 revoked = exchange.revoked() => {
+                    exchange.note_revoked(&revoked);
                     *body = upload.and_then(Upload::into_unread);
                     return Err(revoked);
                 }

@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use crate::{
@@ -27,7 +27,7 @@ mod unused;
 mod watcher;
 
 use unused::Lookout;
-use watcher::{PATIENCE, Watcher, settled};
+use watcher::{PATIENCE, POLL, Watcher, settled};
 
 /// Messages of one refusal that are told in a log.
 const MOST_REASONS: usize = 100;
@@ -138,7 +138,16 @@ impl Reloader {
     ) -> io::Result<Self> {
         let watcher = Watcher::new(sender.clone());
         let looked_at = in_force.sources.clone();
-        let work = Work { parts, in_force, looked_at, refused: None, status, watcher, lookout: Lookout::default() };
+        let work = Work {
+            parts,
+            in_force,
+            looked_at,
+            refused: None,
+            tried: Instant::now(),
+            status,
+            watcher,
+            lookout: Lookout::default(),
+        };
         let thread = std::thread::Builder::new().name("reload".into()).spawn(move || work.run(&orders))?;
         Ok(Self { orders: sender, thread })
     }
@@ -159,6 +168,8 @@ struct Work {
     looked_at: Sources,
     /// Why what was read last is not in force.
     refused: Option<Refusal>,
+    /// When it was read last.
+    tried: Instant,
     status: Arc<Status>,
     watcher: Watcher,
     lookout: Lookout,
@@ -193,7 +204,7 @@ impl Work {
             if looks && order != Order::Reload {
                 if self.looked_at.are_changed() {
                     self.reload(Cause::Changed);
-                } else if self.refused.is_some() {
+                } else if self.refused.is_some() && self.tried.elapsed() >= POLL {
                     self.reload(Cause::Refused);
                 }
             }
@@ -221,6 +232,7 @@ impl Work {
         if cause != Cause::Refused {
             service::reloading();
         }
+        self.tried = Instant::now();
         let Parts { path, environment, .. } = &self.parts;
         let scrutiny = Scrutiny::Reload(&self.in_force.sources);
         let (loaded, sources) = config::load_from(path, environment, SystemTime::now(), scrutiny);

@@ -105,9 +105,11 @@ impl Sources {
     }
 
     #[cfg(test)]
-    pub(crate) fn of_file(path: &Path) -> Self {
+    pub(crate) fn of_files(paths: &[&Path]) -> Self {
         let mut sources = Self::default();
-        sources.note("", SourceKind::Configuration, path);
+        for path in paths {
+            sources.note("", SourceKind::Configuration, path);
+        }
         sources
     }
 
@@ -118,13 +120,14 @@ impl Sources {
 
     /// Whether any of them holds something else by now.
     pub fn are_changed(&self) -> bool {
-        let mut looked: BTreeMap<&Path, Option<[u8; 32]>> = BTreeMap::new();
-        self.0.iter().any(|seen| *looked.entry(&seen.path).or_insert_with(|| digest(&seen.path)) != seen.digest)
+        let contents = self.contents();
+        self.0.iter().any(|seen| contents.get(&seen.path) != Some(&seen.digest))
     }
 
-    /// What each of them holds by now.
-    pub fn contents(&self) -> Vec<Option<[u8; 32]>> {
-        self.0.iter().map(|seen| digest(&seen.path)).collect()
+    /// What each of the files holds by now: a digest, or nothing where it cannot be read.
+    pub fn contents(&self) -> BTreeMap<PathBuf, Option<[u8; 32]>> {
+        let paths: BTreeSet<_> = self.0.iter().map(|seen| &seen.path).collect();
+        paths.into_iter().map(|path| (path.clone(), digest(path))).collect()
     }
 
     /// The files of `later`, and of these where it does not say anything: one that fails early has not looked at all.

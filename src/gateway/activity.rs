@@ -134,7 +134,7 @@ impl Activity {
         let mut timer = std::pin::pin!(tokio::time::sleep(whole));
         let mut is_looking = false;
         poll_fn(|cx| {
-            if !is_looking && self.unsent.load(Ordering::Relaxed) {
+            if !is_looking && self.awaited().is_some() {
                 is_looking = true;
                 let soon = timer.deadline().min(Instant::now() + LOOK_EVERY);
                 timer.as_mut().reset(soon);
@@ -147,9 +147,9 @@ impl Activity {
                     self.overdue.store(true, Ordering::Relaxed);
                     return Poll::Ready(Some(Limit::ExchangeTimeout));
                 }
-                is_looking = self.unsent.load(Ordering::Relaxed);
-                let waiting_with = if is_looking { self.course().permitted.clone() } else { None };
-                if waiting_with.is_some_and(|permitted| permitted.is_revoked()) {
+                let awaited = self.awaited();
+                is_looking = awaited.is_some();
+                if awaited.is_some_and(|permitted| permitted.is_revoked()) {
                     return Poll::Ready(None);
                 }
                 timer.as_mut().reset(if is_looking { ends.min(now + LOOK_EVERY) } else { ends });
@@ -176,6 +176,11 @@ impl Activity {
 
     fn changed(&self) {
         *self.course() = Course { since: Instant::now(), permitted: None };
+    }
+
+    /// What the answer was permitted by of which something could not be written.
+    fn awaited(&self) -> Option<Arc<dyn Lasting>> {
+        if self.unsent.load(Ordering::Relaxed) { self.course().permitted.clone() } else { None }
     }
 
     fn course(&self) -> MutexGuard<'_, Course> {

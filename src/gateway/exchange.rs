@@ -384,9 +384,10 @@ impl Ending for Exchange {
         if let Some(held) = self.held.take().filter(|_| complete) {
             held.settle();
         }
-        // Whoever gave it up for that knows no more than that it is so.
-        if !complete {
-            self.is_revoked();
+        if let Some(standing) = self.standing.take()
+            && let Some(rejection) = standing.given_up()
+        {
+            self.note_revoked(rejection);
         }
         self.write(bytes, complete);
     }

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -41,6 +41,8 @@ pub(super) struct Standing {
     target: PathAndQuery,
     has_body: bool,
     switches: bool,
+    /// Why whoever watches over it gave it up.
+    given_up: OnceLock<Rejection>,
 }
 
 /// Waits for the rules to change.
@@ -101,6 +103,7 @@ impl Standing {
             target: manner.target.clone(),
             has_body: manner.has_body,
             switches: manner.switches,
+            given_up: OnceLock::new(),
         }
     }
 
@@ -116,6 +119,11 @@ impl Standing {
         self.judge(&self.rules.routes.load())?;
         self.edition.store(edition, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Why it was given up by whoever watches over it, if it was.
+    pub(super) fn given_up(&self) -> Option<&Rejection> {
+        self.given_up.get()
     }
 
     fn judge(&self, routes: &RouteTable) -> Result<(), Rejection> {
@@ -138,7 +146,7 @@ impl Standing {
 
 impl Lasting for Standing {
     fn is_revoked(&self) -> bool {
-        self.check().is_err()
+        self.check().map_err(|rejection| self.given_up.set(rejection)).is_err()
     }
 }
 

@@ -193,16 +193,24 @@ async fn relay<T: AsyncRead + AsyncWrite>(
 ) -> (Result<(), Broken>, Option<Left<T>>) {
     let (mut from_client, mut to_client) = tokio::io::split(downstream);
     let (mut from_service, mut to_service) = tokio::io::split(TokioIo::new(upstream));
-    let mut frames = Frames::default();
+    let mut frames = Frames { is_whole: true, ..Frames::default() };
     let ended = {
         let up = async {
             passed.note(&passed.up, early.len());
             to_service.write_all(early).await?;
-            pump(&mut from_client, &mut to_service, |bytes| passed.note(&passed.up, bytes.len())).await
+            pump(&mut from_client, &mut to_service, |step| {
+                if let Step::Read(bytes) = step {
+                    passed.note(&passed.up, bytes.len());
+                }
+            })
+            .await
         };
-        let down = pump(&mut from_service, &mut to_client, |bytes| {
-            frames.read(bytes);
-            passed.note(&passed.down, bytes.len());
+        let down = pump(&mut from_service, &mut to_client, |step| match step {
+            Step::Read(bytes) => {
+                frames.read(bytes);
+                passed.note(&passed.down, bytes.len());
+            }
+            Step::Written => frames.is_whole = true,
         });
         tokio::select! {
             ended = async { tokio::try_join!(up, down) } => ended.map(|_| ()).map_err(|_| Broken::Connection),
@@ -215,11 +223,19 @@ async fn relay<T: AsyncRead + AsyncWrite>(
     (ended, left)
 }
 
-/// Passes on what comes from `reader` until it ends, and then ends `writer`; what is passed is told before.
+/// What is told of bytes that pass.
+#[derive(Debug)]
+enum Step<'b> {
+    Read(&'b [u8]),
+    /// All that was read.
+    Written,
+}
+
+/// Passes on what comes from `reader` until it ends, and then ends `writer`; each step is told.
 async fn pump<T: AsyncRead + AsyncWrite, U: AsyncRead + AsyncWrite>(
     reader: &mut ReadHalf<T>,
     writer: &mut WriteHalf<U>,
-    mut tell: impl FnMut(&[u8]),
+    mut tell: impl FnMut(Step<'_>),
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
@@ -228,9 +244,10 @@ async fn pump<T: AsyncRead + AsyncWrite, U: AsyncRead + AsyncWrite>(
         if bytes.is_empty() {
             return writer.shutdown().await;
         }
-        tell(bytes);
+        tell(Step::Read(bytes));
         writer.write_all(bytes).await?;
         writer.flush().await?;
+        tell(Step::Written);
     }
 }
 
@@ -242,14 +259,17 @@ struct Frames {
     head: [u8; 14],
     filled: usize,
     payload_left: u64,
+    /// Whether all of what was read is written.
+    is_whole: bool,
 }
 
 impl Frames {
     fn is_between(&self) -> bool {
-        self.filled == 0 && self.payload_left == 0
+        self.is_whole && self.filled == 0 && self.payload_left == 0
     }
 
     fn read(&mut self, mut bytes: &[u8]) {
+        self.is_whole = false;
         while !bytes.is_empty() {
             let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(bytes.len());
             self.payload_left -= skipped as u64;
@@ -296,6 +316,7 @@ mod tests {
         let mut between = Vec::new();
         for (at, byte) in stream.iter().enumerate() {
             frames.read(&[*byte]);
+            frames.is_whole = true;
             if frames.is_between() {
                 between.push(at + 1);
             }
@@ -303,8 +324,11 @@ mod tests {
         assert_eq!(between, ends);
         let mut frames = Frames::default();
         frames.read(&stream);
+        assert!(!frames.is_between(), "the end of it may not be written yet");
+        frames.is_whole = true;
         assert!(frames.is_between());
         frames.read(&[0x81, 5, b'h']);
+        frames.is_whole = true;
         assert!(!frames.is_between());
     }
 

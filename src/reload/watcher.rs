@@ -3,8 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
+    fs::Metadata,
+    io,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender},
@@ -14,16 +16,16 @@ use std::{
 
 use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
-    event::{AccessKind, AccessMode},
+    event::{AccessKind, AccessMode, ModifyKind},
 };
 
 use super::Order;
 use crate::config::Sources;
 
 /// How often the files are looked at, for what the system does not tell: other machines' changes, folders that were replaced.
-const POLL: Duration = Duration::from_secs(5);
-/// How often where the system tells nothing.
-const POLL_ALONE: Duration = Duration::from_millis(500);
+pub(super) const POLL: Duration = Duration::from_secs(5);
+/// How often where the system does not tell of all of them; [`QUIET`] comes on top.
+const POLL_ALONE: Duration = Duration::from_millis(350);
 /// How long nothing must have changed before what is there is taken, for it may be half of something.
 const QUIET: Duration = Duration::from_millis(150);
 /// How long that is waited for.
@@ -32,8 +34,10 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(600);
 /// Watches the folders of files, for a file that is replaced is another file.
 pub(super) struct Watcher {
     system: Option<RecommendedWatcher>,
-    /// The folders that are watched, and which each of them was.
-    folders: BTreeMap<PathBuf, (u64, u64)>,
+    /// The folders that are watched, each by one of its names, and which of the system's it is.
+    folders: BTreeMap<(u64, u64), PathBuf>,
+    /// Those of them that hold a file and that the system does not watch.
+    unwatched: BTreeSet<PathBuf>,
     told: Arc<Mutex<Told>>,
 }
 
@@ -42,8 +46,8 @@ pub(super) struct Watcher {
 struct Told {
     /// The names in the folders that matter.
     names: BTreeSet<OsString>,
-    /// What was removed. A folder among them is watched no longer, and one in its place may have its number.
-    removed: BTreeSet<PathBuf>,
+    /// What was removed or renamed. A folder among them is watched no longer, nor are those in it; one in its place may have its number.
+    gone: BTreeSet<PathBuf>,
 }
 
 impl Watcher {
@@ -55,8 +59,8 @@ impl Watcher {
                 let mut told = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_wanted = |path: &PathBuf| path.file_name().is_some_and(|name| told.names.contains(name));
                 let matters = event.paths.is_empty() || event.paths.iter().any(is_wanted);
-                if matters && event.kind.is_remove() {
-                    told.removed.extend(event.paths);
+                if matters && matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))) {
+                    told.gone.extend(event.paths);
                 }
                 matters && is_change(event.kind)
             });
@@ -68,7 +72,7 @@ impl Watcher {
         if let Err(error) = &system {
             tracing::warn!(%error, "the system does not tell of changed files; they are looked at twice a second");
         }
-        Self { system: system.ok(), folders: BTreeMap::new(), told }
+        Self { system: system.ok(), folders: BTreeMap::new(), unwatched: BTreeSet::new(), told }
     }
 
     /// Watches the folders of `sources`, and where links lead, in place of those of before; where one is missing, the one that
@@ -76,60 +80,71 @@ impl Watcher {
     pub(super) fn watch(&mut self, sources: &Sources) -> bool {
         let mut folders = BTreeMap::new();
         let mut names = BTreeSet::new();
+        let mut direct = BTreeSet::new();
         for seen in sources.iter() {
             let real = seen.path.canonicalize().ok();
-            for path in std::iter::once(seen.path.as_path()).chain(real.as_deref()) {
-                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            for path in std::path::absolute(&seen.path).ok().into_iter().chain(real) {
                 // As Kubernetes keeps them: a link to a link to a folder that is replaced as a whole.
                 names.insert(OsString::from("..data"));
                 names.extend(path.components().map(|part| part.as_os_str().to_owned()));
-                let found = folder.ancestors().find_map(|folder| {
-                    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-                    folder.metadata().ok().map(|metadata| (folder.to_owned(), (metadata.dev(), metadata.ino())))
-                });
-                folders.extend(found);
+                let Some(folder) = path.parent() else { continue };
+                let found = folder.ancestors().map(|folder| (folder, folder.metadata()));
+                let found = found.into_iter().find(|(_, found)| !is_missing(found));
+                if let Some((found, Ok(metadata))) = found {
+                    let found = folders.entry((metadata.dev(), metadata.ino())).or_insert_with(|| found.to_owned());
+                    if found == folder {
+                        direct.insert(found.clone());
+                    }
+                }
             }
         }
-        let removed = {
+        let gone = {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             told.names = names;
-            std::mem::take(&mut told.removed)
+            std::mem::take(&mut told.gone)
         };
-        self.folders.retain(|folder, _| !removed.contains(folder));
+        self.folders.retain(|_, folder| !gone.iter().any(|gone| folder.starts_with(gone)));
         let Some(system) = &mut self.system else { return false };
-        let (mut is_whole, mut is_new) = (true, false);
-        for (folder, identity) in &self.folders {
-            if folders.get(folder) != Some(identity) {
+        for (identity, folder) in &self.folders {
+            if folders.get(identity) != Some(folder) {
                 // One that is gone is watched no longer.
                 let _ = system.unwatch(folder);
             }
         }
-        for (folder, identity) in &folders {
-            if self.folders.get(folder) == Some(identity) {
-                continue;
+        let (mut unwatched, mut is_new) = (BTreeSet::new(), false);
+        folders.retain(|identity, folder| {
+            if self.folders.get(identity) == Some(folder) {
+                return true;
             }
-            is_new = true;
-            if let Err(error) = system.watch(folder, RecursiveMode::NonRecursive) {
-                tracing::warn!(folder = %folder.display(), %error, "this folder cannot be watched");
-                is_whole = false;
+            let watched = system.watch(folder, RecursiveMode::NonRecursive);
+            if let Err(error) = &watched
+                && direct.contains(folder)
+            {
+                if !self.unwatched.contains(folder) {
+                    tracing::warn!(folder = %folder.display(), %error, "this folder cannot be watched; all files are looked at twice a second");
+                }
+                unwatched.insert(folder.clone());
             }
-        }
-        self.folders = folders;
-        if !is_whole {
-            self.system = None;
-        }
+            is_new |= watched.is_ok();
+            watched.is_ok()
+        });
+        (self.folders, self.unwatched) = (folders, unwatched);
         is_new
     }
 
     /// The next order, or to look because it is time.
     pub(super) fn wait(&self, orders: &Receiver<Order>) -> Order {
-        let patience = if self.system.is_some() { POLL } else { POLL_ALONE };
+        let patience = if self.system.is_some() && self.unwatched.is_empty() { POLL } else { POLL_ALONE };
         match orders.recv_timeout(patience) {
             Ok(order) => order,
             Err(RecvTimeoutError::Timeout) => Order::Look,
             Err(RecvTimeoutError::Disconnected) => Order::Stop,
         }
     }
+}
+
+fn is_missing(found: &io::Result<Metadata>) -> bool {
+    found.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Waits until for a while nothing more is told and `look` sees nothing else than before: what is done then. Of what changes
@@ -168,7 +183,7 @@ fn is_change(kind: EventKind) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{fs, os::unix::fs::symlink, sync::mpsc};
 
     use super::*;
 
@@ -185,37 +200,70 @@ mod tests {
         assert!(began.elapsed() >= PATIENCE);
     }
 
+    /// Whether something is told, and nothing more.
+    fn told(orders: &Receiver<Order>) -> bool {
+        let order = orders.recv_timeout(Duration::from_secs(20));
+        while orders.recv_timeout(Duration::from_millis(100)).is_ok() {}
+        order == Ok(Order::Look)
+    }
+
+    /// Until a folder is watched that was not, for it may be told late.
+    fn is_watched(watcher: &mut Watcher, sources: &Sources) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if watcher.watch(sources) {
+                return !watcher.watch(sources);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
     #[test]
     fn a_folder_that_is_made_anew_in_place_of_another_is_watched() {
         let base = tempfile::tempdir().unwrap();
-        let folder = base.path().join("secrets");
-        let file = folder.join("shop");
-        let (sender, orders) = mpsc::channel();
-        let mut watcher = Watcher::new(sender);
-        let sources = Sources::of_file(&file);
-        let told = |orders: &Receiver<Order>| {
-            let order = orders.recv_timeout(Duration::from_secs(20));
-            while orders.recv_timeout(Duration::from_millis(100)).is_ok() {}
-            order
-        };
-        assert!(watcher.watch(&sources), "the folder above, while there is none");
-        for turn in 0..3 {
-            std::fs::create_dir(&folder).unwrap();
-            assert_eq!(told(&orders), Ok(Order::Look), "made, {turn}");
-            assert!(watcher.watch(&sources));
-            assert!(!watcher.watch(&sources));
-            std::fs::write(&file, "shh").unwrap();
-            assert_eq!(told(&orders), Ok(Order::Look), "written, {turn}");
-            // Most file systems give the number of one to the next.
-            std::fs::remove_dir_all(&folder).unwrap();
-            std::fs::create_dir(&folder).unwrap();
-            assert_eq!(told(&orders), Ok(Order::Look), "another, {turn}");
-            assert!(watcher.watch(&sources), "another, {turn}");
-            std::fs::write(&file, "shh").unwrap();
-            assert_eq!(told(&orders), Ok(Order::Look), "written into another, {turn}");
-            std::fs::remove_dir_all(&folder).unwrap();
-            assert_eq!(told(&orders), Ok(Order::Look), "removed, {turn}");
-            assert!(watcher.watch(&sources), "the folder above again");
+        symlink(base.path(), base.path().join("link")).unwrap();
+        for folder in [base.path().join("secrets"), base.path().join("link/secrets")] {
+            let (file, aside) = (folder.join("shop"), base.path().join("aside"));
+            let (sender, orders) = mpsc::channel();
+            let mut watcher = Watcher::new(sender);
+            let sources = Sources::of_files(&[&file]);
+            assert!(is_watched(&mut watcher, &sources), "the folder above, while there is none");
+            for turn in 0..3 {
+                fs::create_dir(&folder).unwrap();
+                assert!(told(&orders), "made, {turn}");
+                assert!(is_watched(&mut watcher, &sources), "made, {turn}");
+                fs::write(&file, "shh").unwrap();
+                assert!(told(&orders), "written, {turn}");
+                watcher.watch(&sources);
+                fs::remove_file(&file).unwrap();
+                assert!(told(&orders), "removed, {turn}");
+                watcher.watch(&sources);
+                fs::write(&file, "shh").unwrap();
+                assert!(told(&orders), "written again, {turn}");
+                // Most file systems give the number of one to the next.
+                fs::remove_dir_all(&folder).unwrap();
+                fs::create_dir(&folder).unwrap();
+                assert!(told(&orders), "another, {turn}");
+                assert!(is_watched(&mut watcher, &sources), "another, {turn}");
+                fs::write(&file, "shh").unwrap();
+                assert!(told(&orders), "written into another, {turn}");
+                fs::remove_dir_all(&folder).unwrap();
+                assert!(told(&orders), "the folder removed, {turn}");
+                assert!(is_watched(&mut watcher, &sources), "the folder above again, {turn}");
+            }
+            fs::create_dir(&folder).unwrap();
+            assert!(told(&orders) && is_watched(&mut watcher, &sources));
+            // With the folder above watched, for a file there.
+            let two = Sources::of_files(&[&file, &folder.with_file_name("config")]);
+            assert!(is_watched(&mut watcher, &two));
+            fs::rename(&folder, &aside).unwrap();
+            fs::rename(&aside, &folder).unwrap();
+            assert!(told(&orders), "renamed");
+            assert!(is_watched(&mut watcher, &two), "renamed");
+            fs::write(&file, "shh").unwrap();
+            assert!(told(&orders), "written after it was renamed");
+            fs::remove_dir_all(&folder).unwrap();
         }
     }
 }

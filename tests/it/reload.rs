@@ -465,13 +465,13 @@ fn streams_end_whose_clients_take_nothing_of_what_they_may_no_longer_have() {
     lab.change(METHODS, &format!("{METHODS}\nusers = [\"usr_Another\"]"));
     while open.load(Ordering::SeqCst) > 0 {
         assert!(began.elapsed() < Duration::from_secs(20), "{} are open", open.load(Ordering::SeqCst));
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(5));
     }
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     // The clients are there still.
     while lab.audit_log().matches("stream_ended").count() < 3 {
         assert!(began.elapsed() < 2 * SOON, "{}", lab.audit_log());
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(20));
     }
     leave.send(()).unwrap();
     over_http2.join().unwrap();
@@ -519,6 +519,29 @@ fn an_upload_of_whoever_is_no_longer_permitted_ends() {
     lab.change(METHODS, &format!("{METHODS}\nusers = [\"usr_Another\"]"));
     let answer = client.answer();
     assert_eq!((answer.status, answer.code().as_str()), (403, "user_not_allowed"));
+    let ended = lab.audited(&["stream_ended"]);
+    let codes: Vec<_> = ended.iter().map(|record| record["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["user_not_allowed"]);
+}
+
+#[test]
+fn what_ends_for_another_reason_after_the_rules_changed_is_not_called_revoked() {
+    let upstream = Upstream::raw(|stream| {
+        let mut space = [0; 4096];
+        while let Ok(1..) = stream.read(&mut space) {}
+    });
+    let mut lab = Lab::new(&upstream, "");
+    let methods = "methods = [\"GET\", \"HEAD\"]";
+    lab.change(METHODS, &format!("{methods}\nresponse_timeout = \"3s\""));
+    let mut client = lab.connect();
+    client.send(head_now("HEAD", "/a", ""));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while upstream_connections(&lab) == 0 {
+        assert!(Instant::now() < deadline);
+    }
+    lab.change(methods, &format!("{methods}\nusers = [\"usr_Another\"]"));
+    assert_eq!(client.answer_to("HEAD").status, 504);
+    assert!(lab.audited(&["stream_ended"]).is_empty());
 }
 
 /// Decisions that the gateway has recorded so far: permitted before the upstream is asked.
