@@ -91,10 +91,11 @@ impl Watcher {
                 let found = folder.ancestors().map(|folder| (folder, folder.metadata()));
                 let found = found.into_iter().find(|(_, found)| !is_missing(found));
                 if let Some((found, Ok(metadata))) = found {
-                    let found = folders.entry((metadata.dev(), metadata.ino())).or_insert_with(|| found.to_owned());
+                    let identity = (metadata.dev(), metadata.ino());
                     if found == folder {
-                        direct.insert(found.clone());
+                        direct.insert(identity);
                     }
+                    folders.entry(identity).or_insert_with(|| found.to_owned());
                 }
             }
         }
@@ -118,7 +119,7 @@ impl Watcher {
             }
             let watched = system.watch(folder, RecursiveMode::NonRecursive);
             if let Err(error) = &watched
-                && direct.contains(folder)
+                && direct.contains(identity)
             {
                 if !self.unwatched.contains(folder) {
                     tracing::warn!(folder = %folder.display(), %error, "this folder cannot be watched; all files are looked at twice a second");
