@@ -52,7 +52,7 @@ def get(port, tls, header):
 
 
 def system_calls(pid, port, tls, work):
-    """How many times a request has bytes received or sent, on connections that are kept."""
+    """How many times a request has bytes received or sent, on connections that are kept; how many reads of files come on top; and which."""
     count, table = 300, work / "strace"
     connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=tls)
 
@@ -72,7 +72,8 @@ def system_calls(pid, port, tls, work):
     strace.wait(20)
     connection.close()
     calls = {line.split()[-1]: int(line.split()[3]) for line in table.read_text().splitlines() if line.strip().endswith(tuple(traced[6:].split(",")))}
-    return sum(calls.values()) / count, calls
+    reads = calls.get("read", 0)  # never of a socket: those are received from
+    return (sum(calls.values()) - reads) / count, reads / count, calls
 
 
 @contextlib.contextmanager
@@ -126,8 +127,10 @@ def main(binary):
                 status, body = get(port, tls, header)
                 assert status == 401, f"{what}: {status} {body!r}"
             assert Upstream.requests == 1, f"the upstream got {Upstream.requests} requests, not 1"
-            each, calls = system_calls(gateway.pid, port, tls, pathlib.Path(work))
-            assert 3.9 <= each <= 4.2, f"{each:.2f} receives and sends a request: {calls}"
+            each, reads, calls = system_calls(gateway.pid, port, tls, pathlib.Path(work))
+            assert 3.9 <= each <= 4.1, f"{each:.2f} receives and sends a request: {calls}"
+            # Files are read by the clock, of what may be exchanged in use, so many more of them on a slow machine.
+            assert reads <= 0.5, f"{reads:.2f} reads a request: {calls}"
     print("smoke: one valid request passed, four invalid ones were refused, 4 system calls a request, stopped cleanly")
 
 
