@@ -47,6 +47,9 @@ const FIRST_READ: usize = 4096;
 /// The most that is read at a time: a record of TLS, and not so much that the library takes more space for the next.
 const MOST_READ: usize = 16 * 1024 - 1;
 
+/// The same while a body comes: several records, for what is read at a time is sent to the upstream by itself.
+const MOST_READ_OF_A_BODY: usize = 3 * 16 * 1024;
+
 /// What the reader of a connection tells the one who answers on it.
 #[derive(Debug, Default)]
 pub struct Refusal(OnceLock<(u64, Fault)>);
@@ -259,7 +262,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Checked<T> {
                 }
             }
             let before = out.filled().len();
-            let Poll::Ready(read) = poll_read_at_most(&mut this.io, cx, out, MOST_READ) else {
+            let most = if matches!(this.framing, Framing::Body { .. }) { MOST_READ_OF_A_BODY } else { MOST_READ };
+            let Poll::Ready(read) = poll_read_at_most(&mut this.io, cx, out, most) else {
                 this.activity.note_rest(this.is_between_requests());
                 if let Some(deadline) = &mut this.deadline {
                     ready!(deadline.as_mut().poll(cx));
