@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_refusals_is_thinned_out_and_what_is_left_out_is_counted() {
+    fn a_flood_of_what_nobody_is_proven_to_ask_is_thinned_out_and_what_is_left_out_is_counted() {
         let disk = Disk::default();
         disk.0.lock().unwrap().1 = usize::MAX;
         let (log, writer) = Log::start(Box::new(disk.clone())).unwrap();
@@ -458,6 +458,15 @@ mod tests {
         for _ in 0..2 * sampling::MOST_LINES {
             log.push(&proven);
         }
+        let preflight = Access { decision: Decision::Preflight, reason: None, ..refused(3, "") };
+        let gone = Access { reason: None, ..refused(4, "") };
+        let lengthy =
+            Access { user_agent: http::HeaderValue::try_from("a".repeat(20 * 1024)).ok(), ..refused(5, "app_unknown") };
+        for _ in 0..flood {
+            log.push(&preflight);
+            log.push(&gone);
+            log.push(&lengthy);
+        }
         writer.finish(Duration::from_secs(5));
         let bytes = disk.0.lock().unwrap().0.clone();
         let lines: Vec<serde_json::Value> = bytes
@@ -466,8 +475,8 @@ mod tests {
             .map(|line| serde_json::from_slice(line).unwrap())
             .collect();
         let of = |address: &str, reason: &str| {
-            let those =
-                lines.iter().filter(|line| line["client.address"] == address && line["countersign.reason"] == reason);
+            let is_for = |line: &serde_json::Value| line["countersign.reason"].as_str().unwrap_or_default() == reason;
+            let those = lines.iter().filter(|line| line["client.address"] == address && is_for(line));
             let (told, written): (Vec<_>, Vec<_>) = those.partition(|line| !line["countersign.omitted"].is_null());
             (written.len() as u64, told.iter().filter_map(|line| line["countersign.omitted"].as_u64()).sum::<u64>())
         };
@@ -481,6 +490,19 @@ mod tests {
             (2 * sampling::MOST_LINES, 0),
             "whoever is proven is written always"
         );
+        for address in ["192.0.2.3", "192.0.2.4"] {
+            let (written, omitted) = of(address, "");
+            assert_eq!(written + omitted, flood, "{address}");
+            assert!(written >= sampling::MOST_LINES && written < flood / 10, "{address}: {written}");
+        }
+        assert!(
+            lines
+                .iter()
+                .any(|line| line["countersign.decision"] == "preflight" && line["countersign.omitted"].is_u64())
+        );
+        let (written, omitted) = of("192.0.2.5", "app_unknown");
+        assert_eq!(written + omitted, flood);
+        assert!(written < flood / 200, "{written} long lines");
     }
 
     #[test]
