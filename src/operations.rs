@@ -4,6 +4,7 @@
 //! and takes nothing but GET and HEAD.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener},
@@ -17,7 +18,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net, sync::Semaphore};
+use tokio::{net, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,7 +33,7 @@ mod metrics;
 mod process;
 mod readiness;
 
-/// Connections at one time; more wait.
+/// Connections at one time. The oldest gives way to a new one, so that slow ones keep nobody out.
 const MOST_CONNECTIONS: usize = 64;
 /// How long a request's head may take, and a whole connection may last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,17 +116,21 @@ impl Operations {
 }
 
 async fn accept(listener: net::TcpListener, state: Arc<State>) {
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = VecDeque::<AbortHandle>::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() >= MOST_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
         let state = Arc::clone(&state);
         // It ends with the runtime.
-        tokio::spawn(async move {
-            let _place = place;
+        let serving = tokio::spawn(async move {
             let answer = |request: Request<Incoming>| {
                 let response = state.answer(&request);
                 async move { Ok::<_, Infallible>(response) }
@@ -137,6 +142,7 @@ async fn accept(listener: net::TcpListener, state: Arc<State>) {
                 .serve_connection(TokioIo::new(stream), service_fn(answer));
             let _ = tokio::time::timeout(AGE, connection).await;
         });
+        connections.push_back(serving.abort_handle());
     }
 }
 

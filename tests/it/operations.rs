@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -97,6 +97,63 @@ fn requests(metrics: &BTreeMap<String, f64>) -> BTreeMap<&str, f64> {
         Some((name.strip_prefix("countersign_requests_total{")?.strip_suffix('}')?, *value))
     });
     cases.collect()
+}
+
+/// With room for so many KiB in each file that it writes.
+fn on_a_small_disk(folder: &Folder, kib: u32) -> Running {
+    let script = "trap '' XFSZ; ulimit -S -f \"$2\"; exec \"$0\" run --config \"$1\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_countersign"), &folder.file("countersign.toml"), &kib.to_string()]);
+    folder.started(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))
+}
+
+#[test]
+fn an_audit_log_that_cannot_be_written_is_seen_where_one_looks() {
+    for (on_error, status, line) in [
+        ("refuse", 503, "audit: cannot be written, nobody passes"),
+        ("serve", 200, "audit: cannot be written, requests are served unrecorded"),
+    ] {
+        let upstream = Upstream::ok();
+        let operations = free_port();
+        let more = format!("[audit]\non_error = \"{on_error}\"\n[operations]\naddress = \"127.0.0.1:{operations}\"\n");
+        let folder = Folder::new(&upstream.origin(), &more);
+        let running = on_a_small_disk(&folder, 64);
+        let lab = Lab { folder, running, operations };
+        lab.until_ready(true);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            lab.ask(head_now("GET", &format!("/{}", "a".repeat(3000)), ""));
+            let (found, body) = lab.get("/readyz");
+            let failing = lab.metrics_with(|_| true)["countersign_audit_failing"];
+            if body.contains(line) && failing > 0.0 {
+                assert_eq!(found, status, "{body}");
+                break;
+            }
+            assert!(Instant::now() < deadline, "{found} {failing} {body}");
+        }
+        let pid = lab.running.0.id().to_string();
+        assert!(Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited:"]).status().unwrap().success());
+        let healed = |metrics: &BTreeMap<String, f64>| metrics["countersign_audit_failing"] < 1.0;
+        lab.metrics_with(healed);
+        assert!(!lab.until_ready(true).contains("cannot be written"));
+    }
+}
+
+#[test]
+fn slow_clients_keep_nobody_from_asking_how_it_is() {
+    let upstream = Upstream::ok();
+    let lab = Lab::new(&upstream.origin(), "");
+    let slow: Vec<_> = (0..200)
+        .map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", lab.operations)).unwrap();
+            stream.write_all(b"GET /livez HTTP/1.1\r\nHost: o").unwrap();
+            stream
+        })
+        .collect();
+    let asked = Instant::now();
+    assert_eq!(lab.get("/livez").0, 200);
+    assert!(asked.elapsed() < Duration::from_secs(3), "before the slow ones have used up their time");
+    drop(slow);
 }
 
 #[expect(clippy::float_cmp, clippy::cast_precision_loss, reason = "small whole numbers")]
