@@ -124,7 +124,8 @@ impl Admitted<'_> {
 impl Gateway {
     /// Answers `request`: with a preflight's answer, with the upstream's for whoever is permitted, or with a refusal.
     pub async fn answer(&self, arrival: Arrival, request: Request<Incoming>) -> Response<Answer> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        headers::hide(&mut parts.headers);
         let mut body = Some(body);
         let now = self.clock.now();
         let client = arrival.client.as_ref().map(|peer| self.trusted_proxies.client(peer, &parts.headers));

@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry},
+    uri::PathAndQuery,
+};
 
 use crate::{
     auth::Principal,
@@ -140,6 +144,17 @@ fn has_one_length(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let plain = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
     lengths.next().is_some_and(plain) && lengths.next().is_none()
+}
+
+/// Marks what proves somebody's right, so that nobody prints it, and HTTP/2 to an upstream keeps it in no table (RFC 7541, section 7.1.3).
+pub fn hide(headers: &mut HeaderMap) {
+    for name in [STRIPE_SIGNATURE, header::AUTHORIZATION] {
+        if let Entry::Occupied(mut values) = headers.entry(name) {
+            for value in values.iter_mut() {
+                value.set_sensitive(true);
+            }
+        }
+    }
 }
 
 /// Whether a header that is a list has `token` among its elements.
@@ -375,4 +390,21 @@ pub fn outbound_target(route: &Route, path: &CanonicalPath<'_>, query: Option<&s
         None => path.into_owned(),
     };
     PathAndQuery::try_from(target).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_proves_a_right_is_marked_and_nothing_else() {
+        let mut headers = HeaderMap::new();
+        for name in ["stripe-signature", "authorization", "authorization", "stripe-user-id"] {
+            headers.append(name, HeaderValue::from_static("value-4711"));
+        }
+        hide(&mut headers);
+        let marked = headers.iter().filter(|(_, value)| value.is_sensitive()).map(|(name, _)| name.as_str());
+        assert_eq!(marked.collect::<Vec<_>>(), ["stripe-signature", "authorization", "authorization"]);
+        assert_eq!(format!("{headers:?}").matches("4711").count(), 1);
+    }
 }

@@ -17,7 +17,7 @@ use http_body_util::{BodyExt as _, Empty};
 use crate::{
     commands::{Folder, Running, countersign},
     streams::{head_now, now, over_http2_to, request_at},
-    support::{Client, Upstream, client_config},
+    support::{Client, SECRET, Upstream, client_config},
 };
 
 /// A request under load: when it was sent, and whether its whole answer came.
@@ -205,6 +205,42 @@ fn a_full_disk_under_the_access_log_disturbs_no_request() {
     drop(client);
     let said = gateway.drained();
     assert!(said.contains("access log lines dropped"), "{said}");
+}
+
+#[test]
+fn at_no_level_is_there_a_secret_a_tag_a_body_or_the_value_of_a_query() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "");
+    let mut command = countersign();
+    command.args(["run", "--config", &folder.file("countersign.toml")]).env("COUNTERSIGN_LOG", "trace");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut gateway = folder.started(&mut command);
+    let address = SocketAddr::from(([127, 0, 0, 1], folder.port));
+    let certificate = folder.folder.path().join("cert.pem");
+    let tls = Arc::new(client_config(&certificate, &[b"http/1.1"]));
+    let body = r#"{"note":"body-4711"}"#;
+    let more =
+        format!("Authorization: Bearer token-4711\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n", body.len());
+    let head = head_now("POST", "/a?q=query-4711", &more);
+    let tag = head.split_once("v1=").unwrap().1[..64].to_owned();
+    for request in [format!("{head}{body}"), format!("{}{body}", head.replace(&tag, &"0".repeat(64)))] {
+        let mut client = Client::to(address, &tls);
+        client.send(request);
+        client.answer();
+    }
+    over_http2_to(address, &certificate, async |mut sender| {
+        let mut request = request_at("GET", "/a?q=query-4711", http_body_util::Empty::<bytes::Bytes>::new(), now());
+        request.headers_mut().insert("authorization", "Bearer token-4711".parse().unwrap());
+        sender.send_request(request).await.unwrap();
+    });
+    let mut lines = gateway.0.stdout.take().unwrap();
+    let mut output = gateway.drained();
+    assert!(output.contains(" DEBUG "), "{output}");
+    lines.read_to_string(&mut output).unwrap();
+    assert_eq!(output.matches("countersign.decision").count(), 3, "{output}");
+    for secret in [SECRET, &tag, "4711"] {
+        assert!(!output.contains(secret), "{secret}: {output}");
+    }
 }
 
 /// Fault: log sink blocked (full pipe): neither requests nor the drain wait for the program's own log.
