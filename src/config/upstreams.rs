@@ -69,7 +69,8 @@ impl<'c> Upstreams<'c> {
             return named.place;
         }
         if text.contains("://") || text.starts_with("unix:") {
-            let key = text.to_ascii_lowercase();
+            // Paths of sockets differ by case, schemes and hosts do not.
+            let key = if text.starts_with("unix:") { text.to_owned() } else { text.to_ascii_lowercase() };
             if let Some(Some(place)) = self.origins.get(&key) {
                 return Some(*place);
             }

@@ -161,3 +161,20 @@ fn the_documentation_has_exactly_the_keys_that_are_known() {
     described.sort();
     assert_eq!(described, known);
 }
+
+#[test]
+fn sockets_whose_paths_differ_by_case_are_two_upstreams_and_such_hosts_one() {
+    let folder = Folder::new();
+    let route = |path: &str, upstream: &str| {
+        format!("[[routes]]\npath = \"{path}\"\napp = \"shipping\"\nupstream = \"{upstream}\"\n")
+    };
+    let origins =
+        ["unix:/run/Orders.sock", "unix:/run/orders.sock", "http://Orders.intranet", "http://orders.intranet"];
+    let routes: String = origins.iter().zip('a'..).map(|(origin, name)| route(&format!("/{name}/"), origin)).collect();
+    let config = folder.load(format!("{GOOD}{routes}"), &[]).unwrap_or_else(|errors| panic!("{errors}"));
+    let servers: Vec<_> = config.upstreams.iter().map(|upstream| upstream.servers[0].to_string()).collect();
+    assert_eq!(
+        servers,
+        ["http://10.0.4.7:8080", "unix:/run/Orders.sock", "unix:/run/orders.sock", "http://orders.intranet"]
+    );
+}
