@@ -15,6 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use instant_acme::{Account, CertificateIdentifier};
 use rustls_pki_types::{CertificateDer, Der};
@@ -113,12 +114,20 @@ pub enum Error {
     Fault,
 }
 
+/// Whose certificates the ACME server may show; clones are one.
+#[derive(Clone, Debug)]
+pub struct Trust(Arc<ArcSwap<HttpsClient>>);
+
+/// Authorities that can vouch for somebody.
+#[derive(Debug)]
+pub struct Authorities(HttpsClient);
+
 /// All that can fail at start is done, and nothing is asked yet.
 #[derive(Debug)]
 pub struct Acme {
     settings: Settings,
     store: Store,
-    client: HttpsClient,
+    trust: Trust,
     listener: Option<TcpListener>,
 }
 
@@ -126,6 +135,7 @@ pub struct Acme {
 #[derive(Debug)]
 pub struct Keeper {
     status: Status,
+    trust: Trust,
     thread: JoinHandle<()>,
 }
 
@@ -137,13 +147,14 @@ impl Acme {
     pub fn prepare(settings: Settings) -> Result<Self, Error> {
         let store = Store::open(&settings.folder)?;
         let client = HttpsClient::new(settings.directory_ca.clone()).map_err(Error::Trust)?;
+        let trust = Trust(Arc::new(ArcSwap::from_pointee(client)));
         let listener = match settings.challenge {
             Challenge::TlsAlpn01 => None,
             Challenge::Http01 { address } => {
                 Some(http01::bind(address).map_err(|error| Error::Listen(address, error))?)
             }
         };
-        Ok(Self { settings, store, client, listener })
+        Ok(Self { settings, store, trust, listener })
     }
 
     /// Where challenges are answered over HTTP.
@@ -166,9 +177,10 @@ impl Acme {
         let status = Status::default();
         status.report().standing_in_since = resolver.is_standing_in().then(|| clock.now());
         let tokens = http01::Tokens::default();
+        let trust = self.trust.clone();
         let keeping = Keeping {
             store: self.store,
-            client: self.client,
+            trust: self.trust,
             resolver,
             audit,
             clock,
@@ -197,7 +209,32 @@ impl Acme {
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name("acme".into()).spawn(run)?;
-        Ok(Keeper { status, thread })
+        Ok(Keeper { status, trust, thread })
+    }
+}
+
+impl Settings {
+    /// Whether the same is asked for, of the same server, whoever vouches for that.
+    pub fn ask_for_the_same(&self, other: &Self) -> bool {
+        let of = |settings: &Self| Self { directory_ca: None, ..settings.clone() };
+        of(self) == of(other) && self.directory_ca.is_some() == other.directory_ca.is_some()
+    }
+}
+
+impl Authorities {
+    /// Of these certificates, or the system's.
+    ///
+    /// # Errors
+    /// They could never vouch for anybody.
+    pub fn new(roots: Option<Vec<CertificateDer<'static>>>) -> Result<Self, tls::Error> {
+        HttpsClient::new(roots).map(Self)
+    }
+}
+
+impl Trust {
+    /// Takes the word of these from the next question on.
+    pub fn change(&self, authorities: Authorities) {
+        self.0.store(Arc::new(authorities.0));
     }
 }
 
@@ -205,6 +242,11 @@ impl Keeper {
     /// How it goes.
     pub fn status(&self) -> Status {
         self.status.clone()
+    }
+
+    /// Whom it trusts.
+    pub fn trust(&self) -> Trust {
+        self.trust.clone()
     }
 
     /// Waits until it has ended, as it does at once when its `stop` is told.
@@ -230,7 +272,7 @@ impl Status {
 struct Keeping {
     settings: Settings,
     store: Store,
-    client: HttpsClient,
+    trust: Trust,
     resolver: Arc<Resolver>,
     audit: Option<Audit>,
     clock: Clock,
@@ -379,7 +421,7 @@ impl Keeping {
     async fn account(&self) -> Result<Account, Error> {
         let Settings { directory, contact, .. } = &self.settings;
         let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-        let builder = Account::builder_with_http(Box::new(self.client.clone()));
+        let builder = Account::builder_with_http(Box::new(HttpsClient::clone(&self.trust.0.load())));
         if let Some(kept) = self.store.account(directory) {
             let account = builder.from_credentials(kept.credentials()?).await.map_err(Error::Server)?;
             if kept.contact != contact {

@@ -287,21 +287,23 @@ impl Audit {
         });
     }
 
-    /// Records that what `key` refers to holds another secret.
-    pub fn secret_exchanged(&self, key: &str) {
+    /// Records that what `key` refers to holds another secret, or came or went, as `how` says.
+    pub fn secret_exchanged(&self, how: &str, key: &str) {
         let _ = self.push(Kind::Secret, |out| {
-            member(out, "event", "exchanged");
+            member(out, "event", how);
             member(out, "key", key);
         });
     }
 
-    /// Records that what `key` refers to holds another certificate or key; `fingerprint`, the listener's certificate in
-    /// force (hex SHA-256).
-    pub fn certificate_exchanged(&self, key: &str, fingerprint: &str) {
+    /// Records that what `key` refers to holds another certificate, key or authority, or came or went, as `how` says; `fingerprint`, its
+    /// first certificate (hex SHA-256), where there is one.
+    pub fn certificate_exchanged(&self, how: &str, key: &str, fingerprint: Option<&str>) {
         let _ = self.push(Kind::Certificate, |out| {
-            member(out, "event", "exchanged");
+            member(out, "event", how);
             member(out, "key", key);
-            member(out, "fingerprint", fingerprint);
+            if let Some(fingerprint) = fingerprint {
+                member(out, "fingerprint", fingerprint);
+            }
         });
     }
 

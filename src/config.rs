@@ -52,7 +52,7 @@ use source::Source;
 
 pub use environment::Environment;
 pub(crate) use mask::masked;
-pub use outline::{Change, How, Outline, Seen, SourceKind, Sources};
+pub use outline::{Exchange, How, Outline, Seen, SourceKind, Sources};
 pub use problem::{Errors, Excerpt, Place, Problem};
 
 /// A configuration in which nothing is left to check: what it refers to was read, what it names exists.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -173,17 +174,19 @@ pub struct Settings {
 }
 
 /// Where it is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+#[derive(Clone, Debug)]
 pub enum Store {
     /// In `<state_directory>/inbox/`.
     Sqlite,
     Postgres(Postgres),
 }
 
-/// A PostgreSQL database.
-#[derive(Clone)]
-pub struct Postgres {
+/// A PostgreSQL database, and how it is reached from now on: clones are one.
+#[derive(Clone, Debug)]
+pub struct Postgres(Arc<ArcSwap<Reach>>);
+
+/// How a database is reached: where, as whom, by which authority.
+pub struct Reach {
     pub config: tokio_postgres::Config,
     /// `None`: a plain connection.
     pub tls: Option<Arc<rustls::ClientConfig>>,
@@ -289,18 +292,49 @@ async fn asked<C, T>(to: &mpsc::Sender<C>, question: C, answer: Answer<T>) -> Re
     }
 }
 
-/// TLS is made anew at each load and is not compared: another authority takes a restart to hold, another database is seen.
-impl PartialEq for Postgres {
-    fn eq(&self, other: &Self) -> bool {
-        self.config == other.config && self.tls.is_some() == other.tls.is_some()
+impl Store {
+    /// Whether it is the same one, however it is reached.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Sqlite, Self::Sqlite) => true,
+            (Self::Postgres(this), Self::Postgres(that)) => this.reach().leads_to(&that.reach()),
+            _ => false,
+        }
+    }
+
+    /// Is reached as `later` from now on, which is the same one: another password, another authority.
+    pub fn follow(&self, later: &Self) {
+        if let (Self::Postgres(this), Self::Postgres(that)) = (self, later) {
+            this.0.store(that.reach());
+        }
     }
 }
 
-impl Eq for Postgres {}
+impl Postgres {
+    /// One that is reached so.
+    pub fn new(reach: Reach) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(reach)))
+    }
 
-impl fmt::Debug for Postgres {
+    /// How it is reached at the moment.
+    pub fn reach(&self) -> Arc<Reach> {
+        self.0.load_full()
+    }
+}
+
+impl Reach {
+    fn leads_to(&self, other: &Self) -> bool {
+        let of = |config: &tokio_postgres::Config| {
+            let (hosts, addresses) = (config.get_hosts().to_vec(), config.get_hostaddrs().to_vec());
+            (hosts, addresses, config.get_ports().to_vec(), config.get_dbname().map(str::to_owned))
+        };
+        of(&self.config) == of(&other.config)
+    }
+}
+
+impl fmt::Debug for Reach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Postgres(redacted)")
+        f.write_str("Reach(redacted)")
     }
 }
 

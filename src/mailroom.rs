@@ -86,14 +86,15 @@ impl Mailroom {
         self.deliverer.gauge()
     }
 
-    /// Whether it is kept as `settings` say, but for the retention.
+    /// Whether it is kept where `settings` say, however the store is reached.
     pub fn is_kept_so(&self, settings: &inbox::Settings) -> bool {
-        self.settings.state_directory == settings.state_directory && self.settings.store == settings.store
+        self.settings.state_directory == settings.state_directory && self.settings.store.is(&settings.store)
     }
 
-    /// Delivers to these from now on.
-    pub fn change(&self, destinations: Vec<Destination>, retention: Duration, config: Arc<str>) {
-        self.deliverer.change(destinations, retention, config);
+    /// Delivers to these from now on, and reaches the store as `settings` say.
+    pub fn change(&self, destinations: Vec<Destination>, settings: &inbox::Settings, config: Arc<str>) {
+        self.settings.store.follow(&settings.store);
+        self.deliverer.change(destinations, settings.retention, config);
     }
 
     /// Ends the attempts under way, then the inbox.

@@ -16,7 +16,7 @@ use crate::{
     acme,
     audit::Audit,
     clock::unix_seconds,
-    config::{self, AccessLog, Change, Config, Environment, How, Outline, Scrutiny, SourceKind, Sources, Warning},
+    config::{self, AccessLog, Config, Environment, Exchange, How, Outline, Scrutiny, SourceKind, Sources, Warning},
     mailroom::Mailroom,
     record::Log,
     server::{self, House},
@@ -54,6 +54,8 @@ pub struct Parts {
     pub audit: Audit,
     /// `None`: no events are kept.
     pub mailroom: Option<Arc<Mailroom>>,
+    /// `None`: no certificate is obtained.
+    pub trust: Option<acme::Trust>,
 }
 
 /// The configuration in force, as far as a later one is compared with it.
@@ -209,9 +211,8 @@ impl Work {
                 }
             }
             is_newly_watched = self.watcher.watch(&self.looked_at);
-            let (since, now) = (self.status.standing().since, SystemTime::now());
             let secrets = || self.parts.house.apps().into_iter().chain(self.parts.house.webhook_secrets()).collect();
-            self.lookout.look(secrets, unix_seconds(since), unix_seconds(now));
+            self.lookout.look(secrets, unix_seconds(SystemTime::now()));
         }
     }
 
@@ -279,38 +280,45 @@ impl Work {
             };
             Some(config.access_log.open().map_err(failed)?)
         };
-        let mut changes = before.outline.changes(&config.outline);
+        let changes = before.outline.changes(&config.outline);
         let exchanged = before.sources.exchanged(sources);
         let in_force = InForce::of(&mut config, sources.clone());
         let audit = config.audit.clone();
-        let retention = config.inbox.retention;
+        let inbox = config.inbox.clone();
         let destinations = std::mem::take(&mut config.destinations);
         let mut settings = server::Settings::from(config);
         settings.fit_descriptors();
         let failed = |error: io::Error| Refusal::one(format!("it cannot be put in force: {error}"));
+        let roots = in_force.acme.as_ref().map(|acme| acme.directory_ca.clone());
+        let authorities = roots.map(acme::Authorities::new).transpose();
+        let authorities =
+            authorities.map_err(|error| Refusal::one(format!("`acme.directory_ca` cannot be used: {error}")))?;
         parts.house.replace(settings).map_err(failed)?;
-        // One that was obtained stays, whatever was read.
-        let own = Arc::clone(parts.house.resolver().current().own());
+        if let (Some(trust), Some(authorities)) = (&parts.trust, authorities) {
+            trust.change(authorities);
+        }
         parts.audit.change(audit);
         if let Some(mailroom) = &parts.mailroom {
-            mailroom.change(destinations, retention, in_force.hash.as_str().into());
+            mailroom.change(destinations, &inbox, in_force.hash.as_str().into());
         }
         if let Some(sink) = sink {
             parts.log.reopen(sink);
         }
 
-        for Change { how, key } in &exchanged {
-            match how {
-                How::Exchanged(SourceKind::Secret) => parts.audit.secret_exchanged(key),
-                How::Exchanged(SourceKind::Certificate) => parts.audit.certificate_exchanged(key, own.fingerprint()),
-                How::Exchanged(SourceKind::Configuration | SourceKind::Addresses)
-                | How::Added
-                | How::Removed
-                | How::Changed => {}
+        for exchange in &exchanged {
+            let how = exchange.how.of_a_file();
+            match exchange.kind {
+                SourceKind::Secret => parts.audit.secret_exchanged(how, &exchange.key),
+                SourceKind::Certificate => {
+                    parts.audit.certificate_exchanged(how, &exchange.key, exchange.fingerprint.as_deref());
+                }
+                SourceKind::Configuration | SourceKind::Addresses => {}
             }
         }
-        changes.extend(exchanged);
-        let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        // A key that came or went is among them, but not what its file holds.
+        let is_news = |exchange: &&Exchange| exchange.how == How::Changed || exchange.kind == SourceKind::Certificate;
+        let said = exchanged.iter().filter(is_news).map(ToString::to_string);
+        let changes: Vec<_> = changes.iter().map(ToString::to_string).chain(said).collect();
         parts.audit.reloaded(&in_force.hash, &changes);
         for change in changes.iter().take(MOST_REASONS) {
             tracing::info!(change, "reloaded");
@@ -341,7 +349,7 @@ impl Work {
             ("listener.address", config.listener.address == before.address),
             ("operations.address", config.operations == before.operations),
             ("state_directory", config.state_directory == before.state_directory),
-            ("acme` with `listener.names", config.acme == before.acme),
+            ("acme` with `listener.names", self.is_acme_the_same(config)),
             ("inbox", self.is_inbox_the_same(config)),
         ];
         let reasons: Vec<_> = fixed
@@ -352,6 +360,14 @@ impl Work {
             })
             .collect();
         if reasons.is_empty() { Ok(()) } else { Err(Refusal { text: reasons.join("\n"), reasons }) }
+    }
+
+    /// But for the authorities of the server's own certificate.
+    fn is_acme_the_same(&self, config: &Config) -> bool {
+        match (&config.acme, &self.in_force.acme) {
+            (Some(now), Some(before)) => now.ask_for_the_same(before),
+            (now, before) => now.is_none() && before.is_none(),
+        }
     }
 
     /// One that is open stays so, even where no webhook keeps its events any more; one that was not is not opened.

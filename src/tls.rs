@@ -15,7 +15,7 @@ mod certificates;
 mod leaf;
 mod resolver;
 
-pub use certificate::{Certificate, Origin, challenge};
+pub use certificate::{Certificate, Origin, challenge, fingerprint};
 pub use certificates::{Certificates, Expiry};
 pub use leaf::Leaf;
 pub use resolver::{Presented, Resolver, is_challenge};

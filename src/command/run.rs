@@ -81,9 +81,11 @@ pub(super) fn run(config: Option<PathBuf>) -> u8 {
         Ok(running) => running,
         Err(code) => return code,
     };
-    let Running { server, log, audit, status, mailroom, .. } = &running;
+    let Running { server, log, audit, status, mailroom, keeper, .. } = &running;
     let house = Arc::clone(server.house());
-    let parts = Parts { path, environment, house, log: log.clone(), audit: audit.clone(), mailroom: mailroom.clone() };
+    let (log, audit, mailroom, trust) =
+        (log.clone(), audit.clone(), mailroom.clone(), keeper.as_ref().map(Keeper::trust));
+    let parts = Parts { path, environment, house, log, audit, mailroom, trust };
     match Reloader::start(parts, in_force, Arc::clone(status), (sender, orders)) {
         Ok(reloader) => {
             service::ready(running.server.address());

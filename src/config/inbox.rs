@@ -10,7 +10,7 @@ use super::{
     section::{Item, Section},
 };
 use crate::{
-    inbox::{Postgres, Settings, Store},
+    inbox::{Postgres, Reach, Settings, Store},
     tls,
 };
 
@@ -90,7 +90,7 @@ fn postgres(item: &Item<'_>, ca: Option<&Item<'_>>, unsafe_plain: bool) -> Optio
             return None;
         }
         config.ssl_mode(SslMode::Disable);
-        return Some(Postgres { config, tls: None });
+        return Some(Postgres::new(Reach { config, tls: None }));
     }
     config.ssl_mode(SslMode::Require);
     let roots = match ca {
@@ -101,7 +101,7 @@ fn postgres(item: &Item<'_>, ca: Option<&Item<'_>>, unsafe_plain: bool) -> Optio
     };
     let anchor = ca.unwrap_or(item);
     match tls::client(roots, None) {
-        Ok(client) => Some(Postgres { config, tls: Some(Arc::new(client)) }),
+        Ok(client) => Some(Postgres::new(Reach { config, tls: Some(Arc::new(client)) })),
         Err(error) => {
             anchor.error(
                 &format!("the certificate authorities of the database: {error}"),

@@ -5,11 +5,12 @@ use std::{
     fmt,
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io::Read as _,
+    io::{BufReader, Read as _},
     path::{Path, PathBuf},
 };
 
 use figment::value::{Dict, Value};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     mask::masked,
     source::joined,
 };
+use crate::tls;
 
 /// The largest file that is looked at.
 const LIMIT_BYTES: u64 = super::LIMIT_BYTES;
@@ -29,6 +31,17 @@ pub struct Outline(BTreeMap<String, u64>);
 #[derive(Clone, Debug, Default)]
 pub struct Sources(Vec<Seen>);
 
+/// A secret, certificate or list of addresses that came, went or became another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    pub how: How,
+    pub kind: SourceKind,
+    /// The key that names its file.
+    pub key: String,
+    /// SHA-256 of the first certificate that the file holds, or held if it went, in hex.
+    pub fingerprint: Option<String>,
+}
+
 /// A file as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -38,6 +51,8 @@ pub struct Seen {
     pub path: PathBuf,
     /// `None`: it could not be read.
     digest: Option<[u8; 32]>,
+    /// Of a certificate.
+    fingerprint: Option<String>,
 }
 
 /// What a file holds.
@@ -65,8 +80,6 @@ pub enum How {
     Added,
     Removed,
     Changed,
-    /// The key is the same, and the file that it names holds something else.
-    Exchanged(SourceKind),
 }
 
 impl Outline {
@@ -101,7 +114,8 @@ impl Outline {
 impl Sources {
     /// Notes the file at `path`, which `key` names, as it is now.
     pub(super) fn note(&mut self, key: &str, kind: SourceKind, path: &Path) {
-        self.0.push(Seen { key: key.to_owned(), kind, path: path.to_owned(), digest: digest(path) });
+        let fingerprint = if kind == SourceKind::Certificate { fingerprint(path) } else { None };
+        self.0.push(Seen { key: key.to_owned(), kind, path: path.to_owned(), digest: digest(path), fingerprint });
     }
 
     #[cfg(test)]
@@ -137,14 +151,24 @@ impl Sources {
         Self(later.0.iter().chain(old).cloned().collect())
     }
 
-    /// The files that the same keys name in both, and that hold something else in `later`.
-    pub fn exchanged(&self, later: &Self) -> Vec<Change> {
-        let before: BTreeMap<_, _> = self.0.iter().map(|seen| (&seen.key, seen)).collect();
-        let changed = later.0.iter().filter(|new| {
-            let same = |old: &&Seen| old.path == new.path && old.digest != new.digest;
-            new.kind != SourceKind::Configuration && before.get(&new.key).is_some_and(same)
-        });
-        changed.map(|new| Change { how: How::Exchanged(new.kind), key: masked(&new.key) }).collect()
+    /// What else `later` holds: under the same keys, whatever the files are called, and under keys that came or went.
+    pub fn exchanged(&self, later: &Self) -> Vec<Exchange> {
+        let of = |sources: &Self| -> BTreeMap<String, Seen> {
+            let held = sources.0.iter().filter(|seen| seen.kind != SourceKind::Configuration);
+            held.map(|seen| (seen.key.clone(), seen.clone())).collect()
+        };
+        let (before, after) = (of(self), of(later));
+        let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+        let exchange = |key: &String| {
+            let (how, seen) = match (before.get(key), after.get(key)) {
+                (Some(old), Some(new)) if old.digest != new.digest => (How::Changed, new),
+                (None, Some(new)) => (How::Added, new),
+                (Some(old), None) => (How::Removed, old),
+                _ => return None,
+            };
+            Some(Exchange { how, kind: seen.kind, key: masked(key), fingerprint: seen.fingerprint.clone() })
+        };
+        keys.into_iter().filter_map(exchange).collect()
     }
 
     /// Whether `key` names the same file with the same contents as in `later`.
@@ -160,12 +184,36 @@ impl fmt::Display for Change {
             How::Added => "added",
             How::Removed => "removed",
             How::Changed => "changed",
-            How::Exchanged(SourceKind::Secret) => "another secret in",
-            How::Exchanged(SourceKind::Certificate) => "another certificate or key in",
-            How::Exchanged(SourceKind::Addresses) => "other addresses in",
-            How::Exchanged(SourceKind::Configuration) => "another file in",
         };
         write!(f, "{how} {}", self.key)
+    }
+}
+
+impl How {
+    /// The word in the audit log.
+    pub fn of_a_file(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Removed => "removed",
+            Self::Changed => "exchanged",
+        }
+    }
+}
+
+impl fmt::Display for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match (self.how, self.kind) {
+            (How::Added, SourceKind::Certificate) => "a new certificate or key in",
+            (How::Added, _) => "something new in",
+            (How::Removed, SourceKind::Certificate) => "no more certificate or key in",
+            (How::Removed, _) => "nothing more in",
+            (How::Changed, SourceKind::Secret) => "another secret in",
+            (How::Changed, SourceKind::Certificate) => "another certificate or key in",
+            (How::Changed, SourceKind::Addresses) => "other addresses in",
+            (How::Changed, SourceKind::Configuration) => "another file in",
+        };
+        write!(f, "{what} {}", self.key)?;
+        self.fingerprint.as_ref().map_or(Ok(()), |fingerprint| write!(f, ", SHA-256 {fingerprint}"))
     }
 }
 
@@ -230,6 +278,13 @@ fn text(value: &Value) -> String {
         }
         Value::Array(_, items) => format!("{:?}", items.iter().map(text).collect::<Vec<_>>()),
     }
+}
+
+/// SHA-256 of the first certificate in the file at `path`, in hex; `None` if there is none.
+fn fingerprint(path: &Path) -> Option<String> {
+    let file = File::open(path).ok()?.take(LIMIT_BYTES);
+    let first = CertificateDer::pem_reader_iter(BufReader::new(file)).next()?.ok()?;
+    Some(tls::fingerprint(&first))
 }
 
 fn digest(path: &Path) -> Option<[u8; 32]> {

@@ -12,9 +12,13 @@ use std::{
     time::Duration,
 };
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use tokio::sync::mpsc;
-use tokio_postgres::{NoTls, config::Host, error::SqlState};
+use deadpool_postgres::{
+    ConfigConnectImpl, Connect, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod,
+    Runtime,
+};
+use futures_util::future::BoxFuture;
+use tokio::{sync::mpsc, task::JoinHandle as TaskHandle};
+use tokio_postgres::{Client, Config, NoTls, config::Host, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
@@ -133,7 +137,8 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 /// The database in words, without what is secret.
 fn place(postgres: &Postgres) -> String {
-    let hosts: Vec<_> = postgres
+    let reach = postgres.reach();
+    let hosts: Vec<_> = reach
         .config
         .get_hosts()
         .iter()
@@ -142,7 +147,7 @@ fn place(postgres: &Postgres) -> String {
             Host::Unix(path) => path.display().to_string(),
         })
         .collect();
-    format!("in the PostgreSQL database {:?} at {}", postgres.config.get_dbname().unwrap_or_default(), hosts.join(", "))
+    format!("in the PostgreSQL database {:?} at {}", reach.config.get_dbname().unwrap_or_default(), hosts.join(", "))
 }
 
 /// What a store is opened for.
@@ -250,23 +255,38 @@ async fn recognise(client: &tokio_postgres::Client, expected: Option<&String>) -
     Err(HookError::message(ANOTHER))
 }
 
+/// Connects as it is said at the time: a password or an authority may be another than at start.
+struct Dial(Postgres);
+
+impl Connect for Dial {
+    fn connect(&self, _: &Config) -> BoxFuture<'_, Result<(Client, TaskHandle<()>), tokio_postgres::Error>> {
+        let reach = self.0.reach();
+        Box::pin(async move {
+            let mut config = reach.config.clone();
+            if config.get_application_name().is_none() {
+                config.application_name("countersign");
+            }
+            if config.get_connect_timeout().is_none() {
+                config.connect_timeout(CONNECTING);
+            }
+            config.tcp_user_timeout(ANSWERING);
+            match &reach.tls {
+                None => ConfigConnectImpl { tls: NoTls }.connect(&config).await,
+                Some(tls) => {
+                    let tls = MakeRustlsConnect::new((**tls).clone());
+                    ConfigConnectImpl { tls }.connect(&config).await
+                }
+            }
+        })
+    }
+}
+
 impl Database {
     /// The database, with so many connections at most, for each of which `more` is set.
     fn of(postgres: &Postgres, connections: usize, more: &'static str, identity: &Identity) -> Result<Self, OpenError> {
         let (place, expected) = (place(postgres), Arc::clone(identity));
-        let mut config = postgres.config.clone();
-        if config.get_application_name().is_none() {
-            config.application_name("countersign");
-        }
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECTING);
-        }
-        config.tcp_user_timeout(ANSWERING);
         let how = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match &postgres.tls {
-            None => Manager::from_config(config, NoTls, how),
-            Some(tls) => Manager::from_config(config, MakeRustlsConnect::new((**tls).clone()), how),
-        };
+        let manager = Manager::from_connect(postgres.reach().config.clone(), Dial(postgres.clone()), how);
         let pool = Pool::builder(manager)
             .max_size(connections)
             .runtime(Runtime::Tokio1)

@@ -21,14 +21,17 @@ pub(super) struct Lookout {
 }
 
 impl Lookout {
-    /// Says which secrets of `owners`, apps by name and webhooks by path, in force since `since`, are not used at `now` (both in seconds since the epoch).
-    pub(super) fn look(&mut self, owners: impl FnOnce() -> BTreeMap<String, Vec<Arc<Uses>>>, since: i64, now: i64) {
+    /// Says which secrets of `owners`, apps by name and webhooks by path, are not used at `now` (in seconds since the epoch).
+    pub(super) fn look(&mut self, owners: impl FnOnce() -> BTreeMap<String, Vec<Arc<Uses>>>, now: i64) {
         if self.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
             return;
         }
         self.looked = Some(Instant::now());
         for (owner, uses) in owners() {
-            let Some(place) = unused(&uses, since, now) else { continue };
+            for one in &uses {
+                one.in_force(now);
+            }
+            let Some(place) = unused(&uses, now) else { continue };
             let key = (owner.clone(), place);
             if self.said.get(&key).is_none_or(|said| said.elapsed() >= UNUSED_FOR) {
                 self.said.insert(key, Instant::now());
@@ -44,10 +47,10 @@ impl Lookout {
 }
 
 /// The place of the one of two secrets that was not used for long, while the other was.
-fn unused(uses: &[Arc<Uses>], since: i64, now: i64) -> Option<usize> {
+fn unused(uses: &[Arc<Uses>], now: i64) -> Option<usize> {
     let [first, second] = uses else { return None };
     let long = i64::try_from(UNUSED_FOR.as_secs()).unwrap_or(i64::MAX);
-    let is_quiet = |uses: &Uses| now - uses.last().unwrap_or(since).max(since) >= long;
+    let is_quiet = |uses: &Uses| now - uses.last().unwrap_or(uses.in_force(now)) >= long;
     match (is_quiet(first), is_quiet(second)) {
         (true, false) if second.count() > 0 => Some(0),
         (false, true) if first.count() > 0 => Some(1),
@@ -64,12 +67,13 @@ mod tests {
         const HOUR: i64 = 3600;
         let used = |last: Option<i64>| {
             let uses = Uses::default();
+            uses.in_force(1000 * HOUR);
             if let Some(last) = last {
                 uses.note(last);
             }
             Arc::new(uses)
         };
-        let of = |first, second, now| unused(&[used(first), used(second)], 1000 * HOUR, now);
+        let of = |first, second, now| unused(&[used(first), used(second)], now);
         let at = |hours: i64| Some((1000 + hours) * HOUR);
         let now = 1010 * HOUR;
         assert_eq!(of(at(1), at(10), now), Some(0));
@@ -78,6 +82,6 @@ mod tests {
         assert_eq!(of(at(5), at(10), now), None, "not for six hours yet");
         assert_eq!(of(at(1), at(2), now), None, "nobody asks at all");
         assert_eq!(of(None, at(2), 1003 * HOUR), None, "in force for three hours only");
-        assert_eq!(unused(&[used(None)], 0, now), None);
+        assert_eq!(unused(&[used(None)], now), None);
     }
 }

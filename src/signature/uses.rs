@@ -5,11 +5,19 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 /// Matches of one key so far.
 #[derive(Debug, Default)]
 pub struct Uses {
+    /// 0: not known.
+    since: AtomicI64,
     count: AtomicU64,
     last: AtomicI64,
 }
 
 impl Uses {
+    /// The key is in force at `now` (seconds since the epoch); the first time counts. Answers that.
+    pub fn in_force(&self, now: i64) -> i64 {
+        let before = self.since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        before.err().unwrap_or(now)
+    }
+
     /// One more, at `now` (seconds since the epoch).
     pub fn note(&self, now: i64) {
         self.count.fetch_add(1, Ordering::Relaxed);

@@ -103,7 +103,8 @@ impl Certificate {
     }
 }
 
-fn fingerprint(leaf: &[u8]) -> String {
+/// SHA-256 of a certificate, in hex.
+pub fn fingerprint(leaf: &[u8]) -> String {
     let mut hex = String::with_capacity(64);
     for byte in Sha256::digest(leaf) {
         let _ = write!(hex, "{byte:02x}");

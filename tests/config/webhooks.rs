@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use countersign::{
     command::check,
-    config::Change,
     inbox::Store,
     webhook::{Event, Livemode, Mode},
 };
@@ -263,7 +262,7 @@ fn a_connection_to_a_database_is_plain_only_where_that_is_safe_or_wished() {
         let text = GOOD_WEBHOOKS.replace("[inbox]", &format!("[inbox]\npostgres = {{ file = \"url\" }}\n{more}"));
         let config = folder.load(text, &[]).unwrap_or_else(|errors| panic!("{errors}"));
         let Store::Postgres(database) = config.inbox.store else { panic!() };
-        assert_eq!(database.tls.is_none(), is_plain, "{url} {more}");
+        assert_eq!(database.reach().tls.is_none(), is_plain, "{url} {more}");
         assert!(!format!("{database:?}").contains("u:p"));
     }
 }
@@ -300,7 +299,7 @@ fn a_reload_names_webhooks_by_path_and_destinations_by_name() {
     let folder = Folder::new();
     let load = |text: &str| folder.load(text, &[]).unwrap().outline;
     let before = load(GOOD_WEBHOOKS);
-    let told = |text: &str| before.changes(&load(text)).iter().map(Change::to_string).collect::<Vec<_>>();
+    let told = |text: &str| before.changes(&load(text)).iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(told(&GOOD_WEBHOOKS.replace("?x=1", "")), ["changed webhooks.\"/stripe/events\".deliver.billing.to"]);
     assert_eq!(
         told(&changed("version = 1", "version = 1")).iter().filter(|change| change.contains("webhooks")).count(),

@@ -18,7 +18,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use countersign::{
-    acme::{Acme, Keeper, Patience},
+    acme::{Acme, Authorities, Keeper, Patience},
     clock::Clock,
     server,
     tls::Resolver,
@@ -467,6 +467,24 @@ fn while_the_directory_is_unreachable_a_stand_in_serves_and_it_is_tried_again() 
 }
 
 #[test]
+fn another_authority_of_the_server_is_taken_under_way() {
+    if is_left_out() {
+        return;
+    }
+    let (directory, upstream) = (Directory::new(), Upstream::ok());
+    let real = fs::read(directory.file("ca.pem")).unwrap();
+    fs::write(directory.file("ca.pem"), Authority::new().pem).unwrap();
+    let mut kept = Kept::new(&directory, TLS_ALPN, &upstream);
+    fs::write(directory.file("ca.pem"), real).unwrap();
+    let _pebble = kept.run(&directory, YEAR);
+    let (status, trust) = (kept.start().status(), kept.keeper.as_ref().unwrap().trust());
+    eventually("the server is not believed", || status.read().last_error.is_some());
+    let roots = countersign::tls::certificates(&directory.file("ca.pem")).unwrap();
+    trust.change(Authorities::new(Some(roots)).unwrap());
+    eventually("it is believed", || !kept.resolver.is_standing_in());
+}
+
+#[test]
 fn what_the_server_could_not_validate_is_told() {
     if is_left_out() {
         return;
@@ -707,6 +725,14 @@ fn the_program_obtains_a_certificate_records_it_and_ends_with_the_drain() {
     fs::write(&path, format!("{text}\n# changed\n")).unwrap();
     eventually("the change is taken", || !readiness().contains("config: refused"));
     assert_eq!(shown(address, Some("localhost"), &[]).unwrap(), listed["fingerprint"].as_str().unwrap());
+    // Nor does another authority of the server keep anything out.
+    fs::write(directory.file("ca.pem"), Authority::new().pem).unwrap();
+    let in_force = || {
+        let log = fs::read_to_string(folder.path().join("state/audit/00000000000000000001.jsonl")).unwrap();
+        log.contains("another certificate or key in acme.directory_ca, SHA-256 ")
+    };
+    eventually("it is in force", in_force);
+    assert!(!readiness().contains("config: refused"), "{}", readiness());
     let said = running.drained();
     assert!(said.contains("certificate obtained"), "{said}");
 

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use countersign::tls;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 
@@ -222,6 +223,15 @@ fn a_bad_file_changes_nothing_and_is_told_until_a_good_one_heals_it() {
     let said = lab.told("restart it, or put the old value back");
     assert!(said.contains("listener.address"), "{said}");
     assert_eq!(lab.status("/a"), 200);
+    for (table, key) in [
+        (format!("[operations]\naddress = \"{other}\"\n"), "`operations.address` cannot change"),
+        ("state_directory = \"elsewhere\"\n".to_owned(), "`state_directory` cannot change"),
+    ] {
+        let more = if table.starts_with('[') { format!("{good}\n{table}") } else { format!("{table}{good}") };
+        lab.replace("countersign.toml", &more.replace(METHODS, "methods = [\"POST\"]"));
+        lab.told(key);
+        assert_eq!(lab.status("/a"), 200, "{key}");
+    }
     fs::remove_file(lab.path("countersign.toml")).unwrap();
     lab.told("no such file");
     assert_eq!(lab.status("/a"), 200);
@@ -230,7 +240,7 @@ fn a_bad_file_changes_nothing_and_is_told_until_a_good_one_heals_it() {
     assert_eq!(lab.status("/a"), 405);
     let records = lab.audited(&["reload"]);
     let outcomes: Vec<_> = records.iter().map(|record| record["outcome"].as_str().unwrap()).collect();
-    assert_eq!(outcomes, ["refused", "refused", "refused", "in_force"]);
+    assert_eq!(outcomes, ["refused", "refused", "refused", "refused", "refused", "in_force"]);
     assert_eq!(records[1]["config"], records[0]["config"], "the hash of the one in force");
     assert!(records[0]["reasons"][0].as_str().unwrap().contains("unknown key"));
 }
@@ -264,7 +274,10 @@ fn a_secret_is_exchanged_in_its_file_and_an_empty_or_missing_one_keeps_the_old()
     assert_eq!(lab.ask(head_with("absec_another", "/a")).code(), "signature_mismatch");
     assert_eq!(lab.ask(head_with("absec_next", "/a")).status, 200);
     let records = lab.audited(&["secret"]);
-    assert_eq!((records.len(), &records[0]["key"]), (1, &"apps.test.secrets.0.file".into()));
+    let of = |place: usize, member: &str| records[place][member].as_str().unwrap();
+    let changes: Vec<_> = (0..records.len()).map(|place| (of(place, "event"), of(place, "key"))).collect();
+    let [first, second] = ["apps.test.secrets.0.file", "apps.test.secrets.1.file"];
+    assert_eq!(changes, [("exchanged", first), ("added", second), ("exchanged", first), ("removed", second)]);
 }
 
 /// As Kubernetes mounts a Secret: `secret` is a link to `..data/secret`, and `..data` one to a folder that is replaced.
@@ -596,8 +609,90 @@ fn a_certificate_is_exchanged_for_new_connections_and_a_bad_one_is_not() {
     lab.replace("key.pem", &good[1]);
     lab.told("is in force");
     assert_eq!(certificate_of(&lab), second);
+    // Another file, and one more certificate, for another name.
+    fs::copy(lab.path("cert.pem"), lab.path("copy.pem")).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let other = rcgen::CertificateParams::new(["other.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+    fs::write(lab.path("other.pem"), other.pem()).unwrap();
+    fs::write(lab.path("other.key"), key.serialize_pem()).unwrap();
+    lab.change("certificate = \"cert.pem\"", "certificate = \"copy.pem\"");
+    let pair = "[[listener.certificates]]\ncertificate = \"other.pem\"\nprivate_key = \"other.key\"\n";
+    let said = lab.change("[apps.", &format!("{pair}[apps."));
+    let (own, others) = (tls::fingerprint(&second), tls::fingerprint(other.der()));
+    assert!(said.contains(&others) && !said.contains(&own), "{said}");
     let records = lab.audited(&["certificate"]);
-    assert!(!records.is_empty() && records.iter().all(|record| record["fingerprint"].as_str().unwrap().len() == 64));
+    let found: Vec<_> = records
+        .iter()
+        .map(|record| {
+            (record["event"].as_str().unwrap(), record["key"].as_str().unwrap(), record["fingerprint"].as_str())
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("exchanged", "listener.certificate", Some(own.as_str())),
+            ("exchanged", "listener.private_key", None),
+            ("added", "listener.certificates.0.certificate", Some(others.as_str())),
+            ("added", "listener.certificates.0.private_key", None),
+        ]
+    );
+}
+
+#[test]
+fn a_client_ca_that_comes_changes_and_goes_holds_for_the_next_connection() {
+    let upstream = Upstream::ok();
+    let mut lab = Lab::new(&upstream, "");
+    let authority = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.pem(), rcgen::Issuer::new(params, key))
+    };
+    let [(ours, our_issuer), (theirs, _)] = [authority(), authority()];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["client.test".to_owned()]).unwrap();
+    let client = params.signed_by(&key, &our_issuer).unwrap();
+    let serves = |lab: &Lab, shows: bool| {
+        let mut config = client_config(&lab.path("cert.pem"), &[b"http/1.1"]);
+        if shows {
+            let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let chain = vec![client.der().clone()];
+            let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+            let certified = rustls::sign::CertifiedKey::new(chain, signer);
+            config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified));
+        }
+        let address = SocketAddr::from(([127, 0, 0, 1], lab.folder.port));
+        let Ok(mut client) = Client::try_to(address, &Arc::new(config)) else { return false };
+        client.stream.write_all(head_now("GET", "/a", "").as_bytes()).is_ok()
+            && client.try_answer().is_some_and(|answer| answer.status == 200)
+    };
+    assert_eq!((serves(&lab, false), serves(&lab, true)), (true, true));
+    fs::write(lab.path("clients.pem"), &ours).unwrap();
+    lab.change("[listener]\n", "[listener]\nclient_ca = \"clients.pem\"\n");
+    assert_eq!((serves(&lab, false), serves(&lab, true)), (false, true));
+    lab.replace("clients.pem", &theirs);
+    lab.told("is in force");
+    assert_eq!((serves(&lab, false), serves(&lab, true)), (false, false));
+    lab.change("client_ca = \"clients.pem\"\n", "");
+    assert_eq!((serves(&lab, false), serves(&lab, true)), (true, true));
+}
+
+#[test]
+fn a_connection_over_http2_outlives_a_reload() {
+    let upstream = Upstream::ok();
+    let mut lab = Lab::new(&upstream, "");
+    let (address, certificate) = (SocketAddr::from(([127, 0, 0, 1], lab.folder.port)), lab.path("cert.pem"));
+    over_http2_to(address, &certificate, async |mut sender| {
+        let empty = http_body_util::Empty::<bytes::Bytes>::new;
+        let first = sender.send_request(request_at("GET", "/a", empty(), now())).await.unwrap();
+        assert_eq!(first.status(), 200);
+        lab.change(METHODS, "methods = [\"POST\"]");
+        // A GOAWAY would have come by then.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let second = sender.send_request(request_at("GET", "/a", empty(), now())).await.unwrap();
+        assert_eq!(second.status(), 405, "over the same connection, by the new rules");
+    });
 }
 
 #[test]

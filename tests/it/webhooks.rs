@@ -51,10 +51,16 @@ impl Lab {
     }
 
     fn with(upstream: &Upstream, tables: &str) -> Self {
+        Self::prepared(upstream, tables, |_| ())
+    }
+
+    /// With what `prepare` puts into its folder.
+    fn prepared(upstream: &Upstream, tables: &str, prepare: impl FnOnce(&Folder)) -> Self {
         let operations = free_port();
         let more =
             format!("{tables}\n[operations]\naddress = \"127.0.0.1:{operations}\"\n[log]\naccess = \"access.log\"\n");
         let folder = Folder::new(&upstream.origin(), &more);
+        prepare(&folder);
         for (name, secret) in [("stripe.whsec", STRIPES), ("next.whsec", "whsec_next"), ("ours.whsec", OURS)] {
             fs::write(folder.file(name), secret).unwrap();
         }
@@ -528,6 +534,31 @@ fn an_inbox_that_was_there_and_is_gone_stops_the_start() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(69), "{said}");
     assert!(said.contains("countersign inbox init --accept-loss"), "{said}");
+}
+
+#[test]
+fn another_password_of_the_database_stands_in_no_reloads_way() {
+    let Some(server) = crate::support::postgres::Server::start() else { return };
+    let service = Upstream::ok();
+    server.run("postgres", "CREATE ROLE first LOGIN SUPERUSER; CREATE ROLE second LOGIN SUPERUSER");
+    server.run("postgres", "CREATE DATABASE rotated");
+    let url = |role: &str| server.url("rotated").replace("//postgres@", &format!("//{role}@"));
+    let tables = webhook("", &deliver("billing", &service));
+    let lab = Lab::prepared(&service, &format!("{tables}\n[inbox]\npostgres = {{ file = \"url\" }}\n"), |folder| {
+        fs::write(folder.file("url"), url("first")).unwrap();
+    });
+    assert_eq!(lab.post(&event("evt_1", "")).status, 200);
+    fs::write(lab.folder.file("url"), url("second")).unwrap();
+    let reload = &lab.audited(1, "reload")[0];
+    assert_eq!(
+        (&reload["outcome"], &reload["changes"][0]),
+        (&"in_force".into(), &"another secret in inbox.postgres.file".into())
+    );
+    server.run("postgres", "ALTER ROLE first NOLOGIN");
+    server.run("postgres", "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'first'");
+    until("an event is taken over a new connection", || lab.post(&event("evt_2", "")).status == 200);
+    let by = "SELECT count(*) > 0 FROM pg_stat_activity WHERE usename = 'second'";
+    assert_eq!(server.run("postgres", by).as_deref(), Some("t"));
 }
 
 #[test]

@@ -280,6 +280,21 @@ fn a_connection_over_tls_is_to_the_server_that_was_meant() {
     let connections = "SELECT count(*) FILTER (WHERE ssl) || ' of ' || count(*) FROM pg_stat_ssl JOIN pg_stat_activity \
                        USING (pid) WHERE usename = 'countersign'";
     assert_eq!(server.run("events", connections).as_deref(), Some("2 of 2"));
+    // It is reached with what is said later, from the next connection on.
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'countersign'";
+    let accepts = |id: &str, follows: &inbox::Settings| {
+        meant.store.follow(&follows.store);
+        server.run("events", cut);
+        let accept = || opened.wait(opened.inbox.accept(arrived(id, None, &["a"])));
+        // The first may find that its connection is gone.
+        accept().or_else(|_| accept()).is_ok()
+    };
+    assert!(!accepts("evt_2", &settings("127.0.0.1", "the-password", "sslmode=require", "another.pem")));
+    assert!(accepts("evt_3", &settings("127.0.0.1", "the-password", "sslmode=require", "meant.pem")));
+    server.run("postgres", "ALTER ROLE countersign PASSWORD 'the-next-one'");
+    assert!(!accepts("evt_4", &settings("127.0.0.1", "the-password", "sslmode=require", "meant.pem")));
+    assert!(accepts("evt_5", &settings("127.0.0.1", "the-next-one", "sslmode=require", "meant.pem")));
+    server.run("postgres", "ALTER ROLE countersign PASSWORD 'the-password'");
     opened.finish();
     for (what, (host, password, more, ca), told) in [
         ("another authority", ("127.0.0.1", "the-password", "sslmode=require", "another.pem"), "certificate"),

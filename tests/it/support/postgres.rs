@@ -103,7 +103,7 @@ impl Server {
 
     /// The database of this name.
     pub(crate) fn named(&self, name: &str) -> inbox::Postgres {
-        inbox::Postgres { config: self.url(name).parse().unwrap(), tls: None }
+        inbox::Postgres::new(inbox::Reach { config: self.url(name).parse().unwrap(), tls: None })
     }
 
     /// How the database of this name is reached.
