@@ -188,8 +188,9 @@ impl Check {
             number += 1;
             let next = self.chain.map(|head| head.sequence + 1);
             if line.pop_if(|last| *last == b'\n').is_none() {
-                let could_be = self.chain.unwrap_or_default().could_begin(&line);
-                return if is_last && could_be {
+                // What goes on behind the limit is longer than any line, so that no crash left it of one.
+                let is_end = reader.fill_buf().map_err(Fault::Unreadable)?.is_empty();
+                return if is_last && is_end && self.chain.unwrap_or_default().could_begin(&line) {
                     // Without a line of its own, its name alone says where it belongs.
                     if number == 1 {
                         next.map_or(Ok(()), |next| self.check_name(file, next))?;
@@ -338,3 +339,55 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{Kind, key::SealingKey};
+
+    /// A log that is written by hand.
+    struct Written {
+        folder: tempfile::TempDir,
+        key: SealingKey,
+        head: Head,
+        bytes: Vec<u8>,
+    }
+
+    impl Written {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let key = SealingKey::open(&folder.path().join("audit.key"), true).unwrap();
+            key.public().write(&folder.path().join("public.pem")).unwrap();
+            Self { folder, key, head: Head::default(), bytes: Vec::new() }
+        }
+
+        fn record(&mut self, kind: Kind, fields: &str) {
+            self.head.append(SystemTime::UNIX_EPOCH, kind, fields.as_bytes(), &mut self.bytes);
+        }
+
+        fn checkpoint(&mut self) {
+            let (signature, key) = (self.key.seal(self.head), self.key.public().fingerprint());
+            let fields = format!(",\"signature\":\"{signature}\",\"key\":\"{key}\",\"lines\":5,\"every\":10");
+            self.record(Kind::Checkpoint, &fields);
+        }
+
+        fn verified(&self) -> Result<Report, Error> {
+            std::fs::write(self.folder.path().join(segments::name(1)), &self.bytes).unwrap();
+            verify(self.folder.path(), &Demands::default())
+        }
+    }
+
+    #[test]
+    fn what_follows_a_torn_tail_of_whatever_length_is_no_crash() {
+        let limit = usize::try_from(LINE_LIMIT_BYTES).unwrap();
+        let mut log = Written::new();
+        log.record(Kind::Start, "");
+        log.checkpoint();
+        let length = log.bytes.len();
+        log.bytes.resize(length + limit, 0);
+        assert_eq!(log.verified().unwrap().torn, limit);
+        log.bytes.extend_from_slice(b"anything\n");
+        let Err(Error::Broken(broken)) = log.verified() else { panic!("it is not told") };
+        assert_eq!(broken.line, Some(3), "{broken}");
+    }
+}
