@@ -173,8 +173,7 @@ fn write(shared: &Shared, mut ledger: Ledger) {
     let (mut lost, mut told) = (0, None::<Instant>);
     loop {
         let finished = take(shared, &mut batch, &mut ledger, &mut lost);
-        let result = ledger.record_loss(&mut lost).and_then(|()| ledger.write(&mut batch));
-        let result = result.and_then(|()| ledger.tend(finished.is_some()));
+        let result = ledger.go_on(&mut batch, &mut lost, finished.is_some());
         *shared.head.lock().unwrap_or_else(PoisonError::into_inner) = ledger.head;
         if ledger.dirty.is_none() {
             shared.progress().synced = batch.taken - batch.unwritten();
@@ -274,6 +273,17 @@ impl Ledger {
         seal.into_iter().chain(sync).min()
     }
 
+    /// Writes all there is to write, and seals and syncs what is due, or everything at the end.
+    fn go_on(&mut self, batch: &mut Batch, lost: &mut u64, finished: bool) -> io::Result<()> {
+        // What a checkpoint promises holds until the next: a longer period begins with one.
+        if self.is_changed || self.fresh.lines >= self.settings.checkpoint_lines {
+            self.seal()?;
+        }
+        self.record_loss(lost)?;
+        self.write(batch)?;
+        self.tend(finished)
+    }
+
     /// Records what a crash left, in its place and at once: the next one would take the memory of it.
     fn record_torn(&mut self, torn: &Torn) -> io::Result<()> {
         let mut fields = format!(",\"bytes\":{}", torn.bytes).into_bytes();
@@ -340,7 +350,7 @@ impl Ledger {
         let is_due =
             |since: Option<Instant>, every: Duration| since.is_some_and(|since| finished || now >= since + every);
         let is_full = self.fresh.lines >= self.settings.checkpoint_lines;
-        if is_full || self.is_changed || is_due(self.fresh.since, self.settings.checkpoint_every) {
+        if is_full || is_due(self.fresh.since, self.settings.checkpoint_every) {
             self.seal()?;
         }
         if is_due(self.dirty, SYNC_EVERY) {
@@ -404,6 +414,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::verify::{Demands, verify};
 
     fn shared(on_error: OnError) -> Shared {
         Shared {
@@ -417,21 +428,50 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_waits_for_a_disk_is_bounded_and_beyond_that_nobody_passes() {
-        let folder = tempfile::tempdir().unwrap();
-        let Opened { segment, head, .. } = Segment::open(&folder.path().join("audit")).unwrap();
-        let settings = Settings {
-            state_directory: folder.path().to_owned(),
+    fn ledger(folder: &std::path::Path, checkpoint_lines: u64) -> Ledger {
+        let Opened { segment, head, .. } = Segment::open(&folder.join("audit")).unwrap();
+        let key = SealingKey::open(&folder.join("audit.key"), true).unwrap();
+        let (settings, fresh) = (settings(folder, checkpoint_lines), Fresh::default());
+        Ledger { settings, is_changed: false, segment, head, key, fresh, unproven: Vec::new(), dirty: None }
+    }
+
+    fn settings(folder: &std::path::Path, checkpoint_lines: u64) -> Settings {
+        Settings {
+            state_directory: folder.to_owned(),
             on_error: OnError::Refuse,
-            checkpoint_lines: 1000,
+            checkpoint_lines,
             checkpoint_every: Duration::from_secs(10),
             segment_bytes: 64 << 20,
             segment_every: Duration::from_secs(86_400),
-        };
-        let key = SealingKey::open(&folder.path().join("audit.key"), true).unwrap();
-        let (fresh, unproven) = (Fresh::default(), Vec::new());
-        let mut ledger = Ledger { settings, is_changed: false, segment, head, key, fresh, unproven, dirty: None };
+        }
+    }
+
+    #[test]
+    fn a_longer_period_is_announced_before_any_record_is_written_under_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ledger, mut batch, mut lost) = (ledger(folder.path(), 2), Batch::default(), 0);
+        ledger.key.public().write(&folder.path().join("audit/public.pem")).unwrap();
+        let audit = Audit(Arc::new(shared(OnError::Refuse)));
+        for longer in [None, Some(1000)] {
+            for _ in 0..31 {
+                assert!(audit.push(Kind::Decision, |_| ()));
+            }
+            if let Some(lines) = longer {
+                audit.change(settings(folder.path(), lines));
+            }
+            take(&audit.0, &mut batch, &mut ledger, &mut lost);
+            ledger.go_on(&mut batch, &mut lost, false).unwrap();
+            batch.clear();
+        }
+        ledger.go_on(&mut batch, &mut lost, true).unwrap();
+        let report = verify(&folder.path().join("audit"), &Demands::default()).unwrap();
+        assert_eq!(report.sealed, report.head.sequence);
+    }
+
+    #[test]
+    fn what_waits_for_a_disk_is_bounded_and_beyond_that_nobody_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(folder.path(), 1000);
         let audit = Audit(Arc::new(shared(OnError::Refuse)));
         let fill = |bytes: usize| audit.push(Kind::Decision, |out| out.resize(out.len() + bytes, b' '));
         let (mut batch, mut lost) = (Batch::default(), 0);
