@@ -47,7 +47,7 @@ pub struct Report {
     pub sealed: u64,
     /// Bytes that a crash left behind the last line.
     pub torn: usize,
-    /// Whether its last record, but for a checkpoint, says that the gateway stopped.
+    /// Whether its last record, but for a checkpoint that vouches for it, says that the gateway stopped.
     pub is_ended: bool,
     pub key: PublicKey,
     /// Whether the key was given, and not merely found beside the log.
@@ -96,6 +96,7 @@ pub fn verify(path: &Path, demands: &Demands) -> Result<Report, Error> {
         chain: None,
         checkpoint: None,
         unsealed: Unsealed::default(),
+        stopped: false,
         ended: false,
         first: 0,
         lines: 0,
@@ -160,6 +161,8 @@ struct Check {
     chain: Option<Head>,
     checkpoint: Option<Sealed>,
     unsealed: Unsealed,
+    /// The last record says that the gateway stopped.
+    stopped: bool,
     ended: bool,
     first: u64,
     lines: u64,
@@ -268,11 +271,9 @@ impl Check {
                 self.check_unsealed(time)?;
             }
         }
-        self.ended = match beginning.kind {
-            "stop" => true,
-            "checkpoint" => self.ended,
-            _ => false,
-        };
+        // Nobody but the gateway can say that it stopped.
+        self.ended = beginning.kind == "checkpoint" && (self.stopped || self.ended);
+        self.stopped = beginning.kind == "stop";
         let hash = Hash::of(line);
         if self.expected == Some(hash) {
             self.expected = None;
@@ -389,5 +390,19 @@ mod tests {
         log.bytes.extend_from_slice(b"anything\n");
         let Err(Error::Broken(broken)) = log.verified() else { panic!("it is not told") };
         assert_eq!(broken.line, Some(3), "{broken}");
+    }
+
+    #[test]
+    fn a_stop_ends_a_log_only_where_a_checkpoint_vouches_for_it() {
+        let mut log = Written::new();
+        log.record(Kind::Start, "");
+        log.checkpoint();
+        log.record(Kind::Stop, "");
+        assert!(!log.verified().unwrap().is_ended);
+        log.checkpoint();
+        assert!(log.verified().unwrap().is_ended);
+        log.record(Kind::Start, "");
+        log.checkpoint();
+        assert!(!log.verified().unwrap().is_ended);
     }
 }

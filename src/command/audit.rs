@@ -96,8 +96,8 @@ fn told(report: &Report) -> String {
         let _ = writeln!(text, "torn: {torn} bytes behind the last record, as a crash leaves them");
     }
     if !is_ended {
-        text += "not ended: the last record is no `stop`, so the gateway runs or was killed; that nothing was cut off behind it \
-                 shows only with --expect-head\n";
+        text += "not ended: the last record is no signed `stop`, so the gateway runs or was killed; that nothing was cut off behind \
+                 it shows only with --expect-head\n";
     }
     text
 }
