@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufRead as _, BufReader},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -20,6 +20,7 @@ const EXTENSION: &str = "jsonl";
 #[derive(Debug)]
 pub(super) struct Segment {
     folder: PathBuf,
+    path: PathBuf,
     file: File,
     /// Bytes that are whole lines.
     length: u64,
@@ -90,6 +91,7 @@ impl Segment {
         sync_folder(folder)?;
         let segment = Self {
             folder: folder.to_owned(),
+            path,
             file,
             length: tail.length,
             is_ragged: tail.torn.is_some(),
@@ -123,10 +125,10 @@ impl Segment {
         self.length
     }
 
-    /// Sees to it that what was appended, and nothing else, outlasts the machine.
+    /// Sees to it that what was appended, and nothing else, outlasts the machine, where the segment is to be found.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; and that the segment was taken away, or another file put in its place.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.is_ragged {
             self.file.set_len(self.length)?;
@@ -141,7 +143,22 @@ impl Segment {
         self.is_suspect = true;
         self.file.sync_data()?;
         (self.synced, self.is_suspect) = (self.length, false);
-        Ok(())
+        self.check_place()
+    }
+
+    /// What is written to a file that has no name any more, or another, is lost when it is closed.
+    fn check_place(&self) -> io::Result<()> {
+        let written = self.file.metadata()?;
+        let found = match fs::metadata(&self.path) {
+            Ok(there) if (there.dev(), there.ino()) == (written.dev(), written.ino()) => return Ok(()),
+            Ok(_) => "is another file than the one that is written to",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "is gone",
+            Err(error) => return Err(error),
+        };
+        let path = self.path.display();
+        Err(io::Error::other(format!(
+            "{path} {found}: put it back, or, if there is nothing to put back, restart the gateway, which goes on behind what is left"
+        )))
     }
 
     /// Goes on in a new file, whose first line has the number `first`.
@@ -155,7 +172,7 @@ impl Segment {
             fs::remove_file(&path)?;
             return Err(error);
         }
-        (self.file, self.length, self.synced, self.begun) = (file, 0, 0, None);
+        (self.path, self.file, self.length, self.synced, self.begun) = (path, file, 0, 0, None);
         Ok(())
     }
 }

@@ -516,6 +516,31 @@ fn a_segment_that_cannot_be_begun_closes_the_gate_until_it_can() {
 }
 
 #[test]
+fn a_segment_that_is_taken_away_or_replaced_closes_the_gate_until_it_is_put_back() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new(&upstream.origin(), "");
+    let log = folder.folder.path().join("state/audit");
+    let running = folder.run(Stdio::null());
+    until(&folder, 200);
+    let segment = segments(&log).pop().unwrap();
+    let kept = log.join("kept");
+    fs::rename(&segment, &kept).unwrap();
+    until(&folder, 503);
+    fs::rename(&kept, &segment).unwrap();
+    until(&folder, 200);
+    fs::rename(&segment, &kept).unwrap();
+    fs::copy(&kept, &segment).unwrap();
+    until(&folder, 503);
+    fs::rename(&kept, &segment).unwrap();
+    until(&folder, 200);
+    let said = running.drained();
+    assert!(said.contains("is gone") && said.contains("put it back"), "{said}");
+    valid(&log, &[]);
+    let permitted = records(&log).iter().filter(|record| record["decision"] == "permitted").count();
+    assert_eq!(permitted, upstream.requests().len(), "all who passed are recorded");
+}
+
+#[test]
 fn a_log_is_not_continued_with_another_key() {
     let (folder, _) = made(3);
     let key = folder.folder.path().join("state/audit.key");
