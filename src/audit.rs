@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -36,7 +36,7 @@ use chain::Head;
 const WAITING_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 /// Texts of one record.
 const MOST_LISTED: usize = 100;
-/// How long a record may wait for the writer before the disk counts as hanging.
+/// How long the disk may take to write or to sync something before it counts as hanging.
 const HANGING: Duration = Duration::from_secs(2);
 
 /// How an audit log is kept.
@@ -134,10 +134,19 @@ struct Shared {
     wake: Condvar,
     /// Nothing can be written at the moment.
     failing: AtomicBool,
+    disk: Arc<Disk>,
     /// The number of the last record before this process's first.
     began_at: u64,
     head: Mutex<Head>,
     progress: Mutex<Progress>,
+}
+
+/// Since when the writer waits for the disk.
+#[derive(Debug)]
+struct Disk {
+    origin: Instant,
+    /// Milliseconds behind `origin`, from 1; 0: it does not wait.
+    since: AtomicU64,
 }
 
 /// How far the writer has come with what was handed over, in numbers of records since the start.
@@ -353,7 +362,7 @@ impl Audit {
 
     /// Whether nothing can be recorded at the moment.
     pub fn is_failing(&self) -> bool {
-        self.0.failing.load(Ordering::Relaxed)
+        self.0.failing.load(Ordering::Relaxed) || self.0.disk.hangs()
     }
 
     /// The number of the last record that was there before this process wrote any.
@@ -392,11 +401,6 @@ impl Audit {
             self.0.failing.store(true, Ordering::Relaxed);
             return None;
         }
-        let oldest = waiting.records.first().map_or(time, |record| record.time);
-        if time.duration_since(oldest).is_ok_and(|waited| waited > HANGING) {
-            // Until the writer comes back and clears this.
-            self.0.failing.store(true, Ordering::Relaxed);
-        }
         print(&mut waiting.fields);
         let end = waiting.fields.len();
         waiting.records.push(Pending { time, kind, end });
@@ -404,6 +408,29 @@ impl Audit {
         let receipt = Receipt(waiting.handed);
         self.0.wake(waiting);
         Some(receipt)
+    }
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self { origin: Instant::now(), since: AtomicU64::new(0) }
+    }
+
+    /// Does what may take as long as the disk likes.
+    fn during<T>(&self, act: impl FnOnce() -> T) -> T {
+        self.since.store(self.now(), Ordering::Relaxed);
+        let done = act();
+        self.since.store(0, Ordering::Relaxed);
+        done
+    }
+
+    fn hangs(&self) -> bool {
+        let since = self.since.load(Ordering::Relaxed);
+        since > 0 && Duration::from_millis(self.now().saturating_sub(since)) > HANGING
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Audit, Kind, OnError, Pending, Settings, Shared, WAITING_LIMIT_BYTES, Waiting,
+    Audit, Disk, Kind, OnError, Pending, Settings, Shared, WAITING_LIMIT_BYTES, Waiting,
     chain::Head,
     key::{PublicKey, SealingKey},
     member,
@@ -51,7 +51,9 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     let fresh = Fresh { lines: u64::from(!is_sealed), ..Fresh::default() };
     let serves_unrecorded = AtomicBool::new(settings.on_error == OnError::Serve);
     let (unproven, is_changed) = (Vec::new(), false);
-    let mut ledger = Ledger { settings, is_changed, segment, head, key, fresh, unproven, dirty: None };
+    let disk = Arc::new(Disk::new());
+    let mut ledger =
+        Ledger { settings, is_changed, segment, head, key, fresh, unproven, dirty: None, disk: Arc::clone(&disk) };
     if let Some(torn) = torn {
         tracing::warn!(bytes = torn.bytes, "the audit log's last line was torn by a crash and is cut off");
         ledger.record_torn(&torn)?;
@@ -64,6 +66,7 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
         waiting: Mutex::new(Waiting::default()),
         wake: Condvar::new(),
         failing: AtomicBool::new(false),
+        disk,
         began_at,
         head: Mutex::new(ledger.head),
         progress: Mutex::default(),
@@ -117,6 +120,7 @@ struct Ledger {
     unproven: Vec<(&'static str, u64)>,
     /// Since when something was written that may not outlast the machine.
     dirty: Option<Instant>,
+    disk: Arc<Disk>,
 }
 
 /// Records that were taken, as far as they are not written.
@@ -369,7 +373,7 @@ impl Ledger {
             self.seal()?;
         }
         self.sync()?;
-        self.segment.rotate(self.head.sequence + 1)
+        self.disk.during(|| self.segment.rotate(self.head.sequence + 1))
     }
 
     fn seal(&mut self) -> io::Result<()> {
@@ -393,7 +397,7 @@ impl Ledger {
 
     /// Writes lines after which the chain stands at `head`; `lines` of them wait for a checkpoint.
     fn commit(&mut self, out: &[u8], head: Head, lines: u64, time: SystemTime) -> io::Result<()> {
-        self.segment.append(out, time)?;
+        self.disk.during(|| self.segment.append(out, time))?;
         self.head = head;
         self.fresh.lines += lines;
         if lines > 0 {
@@ -405,7 +409,7 @@ impl Ledger {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.segment.sync()?;
+        self.disk.during(|| self.segment.sync())?;
         self.dirty = None;
         Ok(())
     }
@@ -422,6 +426,7 @@ mod tests {
             waiting: Mutex::default(),
             wake: Condvar::new(),
             failing: AtomicBool::new(false),
+            disk: Arc::new(Disk::new()),
             began_at: 0,
             head: Mutex::default(),
             progress: Mutex::default(),
@@ -432,7 +437,8 @@ mod tests {
         let Opened { segment, head, .. } = Segment::open(&folder.join("audit")).unwrap();
         let key = SealingKey::open(&folder.join("audit.key"), true).unwrap();
         let (settings, fresh) = (settings(folder, checkpoint_lines), Fresh::default());
-        Ledger { settings, is_changed: false, segment, head, key, fresh, unproven: Vec::new(), dirty: None }
+        let disk = Arc::new(Disk::new());
+        Ledger { settings, is_changed: false, segment, head, key, fresh, unproven: Vec::new(), dirty: None, disk }
     }
 
     fn settings(folder: &std::path::Path, checkpoint_lines: u64) -> Settings {

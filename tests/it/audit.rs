@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    io::Write as _,
-    net::SocketAddr,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -538,6 +538,43 @@ fn a_segment_that_is_taken_away_or_replaced_closes_the_gate_until_it_is_put_back
     valid(&log, &[]);
     let permitted = records(&log).iter().filter(|record| record["decision"] == "permitted").count();
     assert_eq!(permitted, upstream.requests().len(), "all who passed are recorded");
+}
+
+/// Nobody asks while it hangs, so that nothing waits.
+#[test]
+fn a_disk_that_hangs_closes_the_gate_though_nothing_waits_for_it() {
+    let upstream = Upstream::ok();
+    let operations = crate::commands::free_port();
+    let folder = Folder::new(&upstream.origin(), &format!("[operations]\naddress = \"127.0.0.1:{operations}\"\n"));
+    let program = countersign();
+    let mut command = Command::new("strace");
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).args(["-D", "-f", "-qq", "-o", "/dev/null"]);
+    command.args(["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=8000000:when=1"]);
+    command.arg(program.get_program()).args(["run", "--config", &folder.file("countersign.toml")]);
+    let running = folder.started(command.stdout(Stdio::null()).stderr(Stdio::piped()));
+    let told = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", operations)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let ready = |is_ready: bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while told("/readyz").contains("audit: cannot be written, nobody passes") == is_ready {
+            assert!(Instant::now() < deadline, "ready: {is_ready}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    ready(true);
+    ready(false);
+    assert!(told("/metrics").contains("countersign_audit_failing 1"));
+    assert_eq!(asked(&folder, &[head_now("GET", "/a", "")])[0].status, 503);
+    assert!(upstream.requests().is_empty(), "nobody passed");
+    ready(true);
+    assert_eq!(asked(&folder, &[head_now("GET", "/a", "")])[0].status, 200);
+    running.drained();
+    valid(&folder.folder.path().join("state/audit"), &[]);
 }
 
 #[test]
