@@ -12,6 +12,7 @@ use super::{
     Kind,
     chain::{Beginning, Hash, Head},
 };
+use crate::files::put;
 
 /// How a segment's file ends.
 const EXTENSION: &str = "jsonl";
@@ -47,10 +48,33 @@ pub(super) struct Opened {
 }
 
 /// What a crash left of a line, or of several.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Torn {
-    pub(super) bytes: u64,
-    pub(super) hash: Hash,
+    rest: Vec<u8>,
+    /// Where it is kept if somebody may want to look at it.
+    copy: PathBuf,
+}
+
+impl Torn {
+    pub(super) fn bytes(&self) -> usize {
+        self.rest.len()
+    }
+
+    pub(super) fn hash(&self) -> Hash {
+        Hash::of(&self.rest)
+    }
+
+    /// Keeps a copy of what is more than half a line; it is on the disk when this returns. One that is there already was made
+    /// before anything was written over.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn keep(&self) -> io::Result<()> {
+        if !self.rest.contains(&b'\n') || self.copy.exists() {
+            return Ok(());
+        }
+        put(&self.copy, &self.rest, 0o600)
+    }
 }
 
 impl Segment {
@@ -75,7 +99,7 @@ impl Segment {
                 break;
             }
             // It was made, and nothing was written to it.
-            if tail.torn.is_none() {
+            if tail.rest.is_none() {
                 fs::remove_file(&path)?;
                 continue;
             }
@@ -94,13 +118,15 @@ impl Segment {
             path,
             file,
             length: tail.length,
-            is_ragged: tail.torn.is_some(),
+            is_ragged: tail.rest.is_some(),
             synced: tail.length,
             is_suspect: false,
             begun: tail.begun,
             _lock: lock,
         };
-        Ok(Opened { segment, head, is_sealed: tail.is_sealed, torn: tail.torn })
+        let copy = folder.join(format!("torn-{:020}", head.sequence + 1));
+        let torn = tail.rest.map(|rest| Torn { rest, copy });
+        Ok(Opened { segment, head, is_sealed: tail.is_sealed, torn })
     }
 
     /// Appends whole lines, of which the first has this time. What stood behind the last line is written over, and its rest cut
@@ -217,14 +243,15 @@ struct Tail {
     is_sealed: bool,
     /// Where that ends.
     length: u64,
-    torn: Option<Torn>,
+    /// What stands behind that.
+    rest: Option<Vec<u8>>,
     begun: Option<SystemTime>,
 }
 
 impl Tail {
     /// Of no segment, or of an empty one.
     fn nothing() -> Self {
-        Self { head: None, is_sealed: true, length: 0, torn: None, begun: None }
+        Self { head: None, is_sealed: true, length: 0, rest: None, begun: None }
     }
 
     /// Reads the lines that follow each other. What a crash left behind them is torn; what a checkpoint behind it vouches for is
@@ -250,7 +277,7 @@ impl Tail {
                 head: Some(Head { sequence: beginning.sequence, hash: Hash::of(&line) }),
                 is_sealed: beginning.kind == Kind::Checkpoint.as_str(),
                 length: at,
-                torn: None,
+                rest: None,
                 begun: tail.begun.or_else(|| beginning.time()),
             };
             let follows = |head: Head| head.sequence + 1 == beginning.sequence && head.hash == beginning.previous;
@@ -265,13 +292,7 @@ impl Tail {
         if at > tail.length {
             let mut rest = vec![0; usize::try_from(at - tail.length).unwrap_or_default()];
             reader.get_ref().read_exact_at(&mut rest, tail.length)?;
-            tail.torn = Some(Torn { bytes: at - tail.length, hash: Hash::of(&rest) });
-            if rest.contains(&b'\n')
-                && let Some(head) = tail.head
-            {
-                // More than half a line: somebody may want to look at it.
-                fs::write(path.with_file_name(format!("torn-{:020}", head.sequence + 1)), &rest)?;
-            }
+            tail.rest = Some(rest);
         }
         Ok(tail)
     }

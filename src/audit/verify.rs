@@ -47,6 +47,11 @@ pub struct Report {
     pub sealed: u64,
     /// Bytes that a crash left behind the last line.
     pub torn: usize,
+    /// How often it is recorded that such bytes were cut off, and how many in all.
+    pub cuts: u64,
+    pub cut_bytes: u64,
+    /// How many records could not be written, as the log tells.
+    pub lost: u64,
     /// Whether its last record, but for a checkpoint that vouches for it, says that the gateway stopped.
     pub is_ended: bool,
     pub key: PublicKey,
@@ -100,6 +105,9 @@ pub fn verify(path: &Path, demands: &Demands) -> Result<Report, Error> {
         ended: false,
         first: 0,
         lines: 0,
+        cuts: 0,
+        cut_bytes: 0,
+        lost: 0,
     };
     let mut torn = 0;
     for (place, file) in files.iter().enumerate() {
@@ -124,6 +132,9 @@ pub fn verify(path: &Path, demands: &Demands) -> Result<Report, Error> {
         head,
         sealed: checkpoint.sequence,
         torn,
+        cuts: check.cuts,
+        cut_bytes: check.cut_bytes,
+        lost: check.lost,
         is_ended: check.ended,
         key,
         is_key_given: demands.public.is_some(),
@@ -166,6 +177,16 @@ struct Check {
     ended: bool,
     first: u64,
     lines: u64,
+    cuts: u64,
+    cut_bytes: u64,
+    lost: u64,
+}
+
+/// What a record of kind `torn` tells: the one or the other.
+#[derive(Deserialize)]
+struct Missing {
+    bytes: Option<u64>,
+    lost: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -271,6 +292,9 @@ impl Check {
                 self.check_unsealed(time)?;
             }
         }
+        if beginning.kind == "torn" {
+            self.count_missing(line)?;
+        }
         // Nobody but the gateway can say that it stopped.
         self.ended = beginning.kind == "checkpoint" && (self.stopped || self.ended);
         self.stopped = beginning.kind == "stop";
@@ -280,6 +304,15 @@ impl Check {
         }
         self.chain = Some(Head { sequence: found, hash });
         self.lines += 1;
+        Ok(())
+    }
+
+    fn count_missing(&mut self, line: &[u8]) -> Result<(), String> {
+        let Missing { bytes, lost } =
+            serde_json::from_slice(line).map_err(|_| "this record has not the fields of its kind".to_owned())?;
+        self.cuts += u64::from(bytes.is_some());
+        self.cut_bytes = self.cut_bytes.saturating_add(bytes.unwrap_or_default());
+        self.lost = self.lost.saturating_add(lost.unwrap_or_default());
         Ok(())
     }
 
@@ -404,5 +437,17 @@ mod tests {
         log.record(Kind::Start, "");
         log.checkpoint();
         assert!(!log.verified().unwrap().is_ended);
+    }
+
+    #[test]
+    fn what_is_missing_is_summed_up() {
+        let mut log = Written::new();
+        log.record(Kind::Start, "");
+        log.record(Kind::Torn, ",\"bytes\":7,\"sha256\":\"00\"");
+        log.record(Kind::Torn, ",\"bytes\":30,\"sha256\":\"00\"");
+        log.record(Kind::Torn, ",\"lost\":5");
+        log.checkpoint();
+        let report = log.verified().unwrap();
+        assert_eq!((report.cuts, report.cut_bytes, report.lost), (2, 37, 5));
     }
 }

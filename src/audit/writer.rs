@@ -55,7 +55,7 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     let mut ledger =
         Ledger { settings, is_changed, segment, head, key, fresh, unproven, dirty: None, disk: Arc::clone(&disk) };
     if let Some(torn) = torn {
-        tracing::warn!(bytes = torn.bytes, "the audit log's last line was torn by a crash and is cut off");
+        tracing::warn!(bytes = torn.bytes(), "the audit log's last line was torn by a crash and is cut off");
         ledger.record_torn(&torn)?;
     }
     if ledger.fresh.lines > 0 {
@@ -290,8 +290,9 @@ impl Ledger {
 
     /// Records what a crash left, in its place and at once: the next one would take the memory of it.
     fn record_torn(&mut self, torn: &Torn) -> io::Result<()> {
-        let mut fields = format!(",\"bytes\":{}", torn.bytes).into_bytes();
-        member(&mut fields, "sha256", &torn.hash.to_string());
+        torn.keep()?;
+        let mut fields = format!(",\"bytes\":{}", torn.bytes()).into_bytes();
+        member(&mut fields, "sha256", &torn.hash().to_string());
         let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
         head.append(now, Kind::Torn, &fields, &mut out);
         self.commit(&out, head, 1, now)
@@ -498,5 +499,22 @@ mod tests {
         take(&audit.0, &mut batch, &mut ledger, &mut lost);
         assert_eq!((batch.records.len(), lost), (1, 1));
         assert!(!Audit(Arc::new(shared(OnError::Serve))).refuses());
+    }
+
+    #[test]
+    fn what_is_cut_off_at_the_beginning_of_a_segment_is_kept_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (audit, scribe) = start(settings(folder.path(), 1000)).unwrap();
+        audit.started("");
+        scribe.finish(Duration::from_secs(10));
+        let next = audit.head().sequence + 1;
+        let rest = b"no line\nand half a one";
+        std::fs::write(folder.path().join(format!("audit/{next:020}.jsonl")), rest).unwrap();
+        let (audit, scribe) = start(settings(folder.path(), 1000)).unwrap();
+        audit.started("");
+        scribe.finish(Duration::from_secs(10));
+        assert_eq!(std::fs::read(folder.path().join(format!("audit/torn-{next:020}"))).unwrap(), rest);
+        let report = verify(&folder.path().join("audit"), &Demands::default()).unwrap();
+        assert_eq!(report.first, 1);
     }
 }

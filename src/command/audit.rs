@@ -75,7 +75,8 @@ pub(super) fn run(task: &Task) -> u8 {
 }
 
 fn told(report: &Report) -> String {
-    let Report { segments, lines, first, head, sealed, torn, is_ended, key, is_key_given } = report;
+    let Report { segments, lines, first, head, sealed, torn, cuts, cut_bytes, lost, is_ended, key, is_key_given } =
+        report;
     let last = head.sequence;
     let mut text = format!("valid: {lines} records, {first} to {last}, in {segments} segments\nhead: {}\n", head.hash);
     let fingerprint = key.fingerprint();
@@ -94,6 +95,12 @@ fn told(report: &Report) -> String {
     }
     if *torn > 0 {
         let _ = writeln!(text, "torn: {torn} bytes behind the last record, as a crash leaves them");
+    }
+    if *cuts > 0 {
+        let _ = writeln!(text, "cut off: {cut_bytes} bytes in all, which crashes left behind a record, {cuts} times");
+    }
+    if *lost > 0 {
+        let _ = writeln!(text, "lost: {lost} records, which could not be written when they were made");
     }
     if !is_ended {
         text += "not ended: the last record is no signed `stop`, so the gateway runs or was killed; that nothing was cut off behind \
@@ -114,6 +121,9 @@ fn json(report: &Report) -> serde_json::Value {
         "key_given": report.is_key_given,
         "unsigned": report.head.sequence - report.sealed,
         "torn_bytes": report.torn,
+        "cuts": report.cuts,
+        "cut_bytes": report.cut_bytes,
+        "lost": report.lost,
         "ended": report.is_ended,
     })
 }
