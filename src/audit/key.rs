@@ -5,8 +5,9 @@ use std::{fmt, fs, io, path::Path};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject as _};
+use serde::Deserialize;
 
-use super::chain::{Hash, Head};
+use super::chain::{Beginning, Hash, Head};
 use crate::files::put;
 
 /// Ed25519's identifier and the length of its key, as a certificate writes them (RFC 8410, section 4).
@@ -18,6 +19,24 @@ pub struct SealingKey(Ed25519KeyPair);
 /// Checks what a [`SealingKey`] signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicKey([u8; 32]);
+
+/// What a checkpoint says.
+#[derive(Debug, Deserialize)]
+pub(super) struct Checkpoint {
+    signature: String,
+    key: String,
+    pub(super) lines: u64,
+    pub(super) every: f64,
+    pub(super) late: Option<Late>,
+}
+
+/// Records that an earlier run left behind its last checkpoint, so that only a later start signed them.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct Late {
+    pub(super) records: u64,
+    /// The number of the first of them.
+    pub(super) first: u64,
+}
 
 impl SealingKey {
     /// The key in the PEM file at `path`, which only its owner may read. Where there is none, one is made if `is_first`: a log that
@@ -90,10 +109,24 @@ impl PublicKey {
         Hash::of(&self.der())
     }
 
-    /// Whether `signature`, in base64, is that of the checkpoint with this number behind the line with this hash.
-    pub(super) fn sealed(&self, sequence: u64, previous: Hash, signature: &str) -> bool {
-        let key = UnparsedPublicKey::new(&ED25519, &self.0);
-        BASE64.decode(signature).is_ok_and(|signature| key.verify(&sealed(sequence, previous), &signature).is_ok())
+    /// What the checkpoint `line` says, which begins with `beginning`.
+    ///
+    /// # Errors
+    /// What is wrong with it: it is no checkpoint, of another key, or not signed by this one.
+    pub(super) fn sealed(&self, line: &[u8], beginning: &Beginning<'_>) -> Result<Checkpoint, String> {
+        let checkpoint: Checkpoint =
+            serde_json::from_slice(line).map_err(|_| "this checkpoint has not the fields of one".to_owned())?;
+        let name = self.fingerprint().to_string();
+        if checkpoint.key != name {
+            let named = checkpoint.key;
+            return Err(format!("signed by another key: this checkpoint names {named}, and the key is {name}"));
+        }
+        let (key, text) = (UnparsedPublicKey::new(&ED25519, &self.0), sealed(beginning.sequence, beginning.previous));
+        let signature = BASE64.decode(&checkpoint.signature);
+        if !signature.is_ok_and(|signature| key.verify(&text, &signature).is_ok()) {
+            return Err("the signature of this checkpoint is not valid".to_owned());
+        }
+        Ok(checkpoint)
     }
 
     fn der(&self) -> Vec<u8> {

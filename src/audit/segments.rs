@@ -41,8 +41,10 @@ pub(super) struct Segment {
 pub(super) struct Opened {
     pub(super) segment: Segment,
     pub(super) head: Head,
-    /// Whether its last line is a checkpoint, or there is none.
-    pub(super) is_sealed: bool,
+    /// Its last checkpoint, as far as that is in the last segment or the one before.
+    pub(super) checkpoint: Option<Vec<u8>>,
+    /// How many lines stand behind that.
+    pub(super) unsealed: u64,
     /// What a crash left behind the last line. It is written over.
     pub(super) torn: Option<Torn>,
 }
@@ -91,26 +93,26 @@ impl Segment {
         })?;
         let mut paths = listed(folder)?;
         paths.retain(|path| first_of(path).is_some());
-        let mut tail = Tail::nothing();
+        let (mut tail, mut last) = (Tail::nothing(), None);
         while let Some(path) = paths.pop() {
             tail = Tail::read(&path)?;
-            if tail.head.is_some() || paths.is_empty() {
-                paths.push(path);
+            if tail.head.is_some() || tail.rest.is_some() || paths.is_empty() {
+                last = Some(path);
                 break;
             }
             // It was made, and nothing was written to it.
-            if tail.rest.is_none() {
-                fs::remove_file(&path)?;
-                continue;
-            }
-            let before = paths.last().map(|path| Tail::read(path)).transpose()?;
-            let before = before.unwrap_or_else(Tail::nothing);
-            (tail.head, tail.is_sealed) = (before.head, before.is_sealed);
-            paths.push(path);
-            break;
+            fs::remove_file(&path)?;
+        }
+        if tail.checkpoint.is_none()
+            && let Some(path) = paths.last()
+        {
+            let before = Tail::read(path)?;
+            tail.head = tail.head.or(before.head);
+            tail.checkpoint = before.checkpoint;
+            tail.unsealed += before.unsealed;
         }
         let head = tail.head.unwrap_or_default();
-        let path = paths.pop().unwrap_or_else(|| folder.join(name(head.sequence + 1)));
+        let path = last.unwrap_or_else(|| folder.join(name(head.sequence + 1)));
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path)?;
         sync_folder(folder)?;
         let segment = Self {
@@ -126,7 +128,7 @@ impl Segment {
         };
         let copy = folder.join(format!("torn-{:020}", head.sequence + 1));
         let torn = tail.rest.map(|rest| Torn { rest, copy });
-        Ok(Opened { segment, head, is_sealed: tail.is_sealed, torn })
+        Ok(Opened { segment, head, checkpoint: tail.checkpoint, unsealed: tail.unsealed, torn })
     }
 
     /// Appends whole lines, of which the first has this time. What stood behind the last line is written over, and its rest cut
@@ -240,7 +242,9 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 struct Tail {
     /// Its last line; `None` if there is none.
     head: Option<Head>,
-    is_sealed: bool,
+    /// Its last checkpoint, and how many lines stand behind that.
+    checkpoint: Option<Vec<u8>>,
+    unsealed: u64,
     /// Where that ends.
     length: u64,
     /// What stands behind that.
@@ -251,7 +255,7 @@ struct Tail {
 impl Tail {
     /// Of no segment, or of an empty one.
     fn nothing() -> Self {
-        Self { head: None, is_sealed: true, length: 0, rest: None, begun: None }
+        Self { head: None, checkpoint: None, unsealed: 0, length: 0, rest: None, begun: None }
     }
 
     /// Reads the lines that follow each other. What a crash left behind them is torn; what a checkpoint behind it vouches for is
@@ -259,8 +263,7 @@ impl Tail {
     fn read(path: &Path) -> io::Result<Self> {
         let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
         let mut tail = Self::nothing();
-        let (mut line, mut at, mut is_broken) = (Vec::new(), 0, false);
-        let mut behind = None;
+        let (mut line, mut at, mut is_broken, mut goes_on) = (Vec::new(), 0, false, false);
         loop {
             line.clear();
             let read = reader.read_until(b'\n', &mut line)?;
@@ -273,22 +276,21 @@ impl Tail {
                 is_broken = true;
                 continue;
             };
-            let found = Self {
-                head: Some(Head { sequence: beginning.sequence, hash: Hash::of(&line) }),
-                is_sealed: beginning.kind == Kind::Checkpoint.as_str(),
-                length: at,
-                rest: None,
-                begun: tail.begun.or_else(|| beginning.time()),
-            };
             let follows = |head: Head| head.sequence + 1 == beginning.sequence && head.hash == beginning.previous;
             is_broken |= !tail.head.is_none_or(follows);
-            if !is_broken {
-                tail = found;
-            } else if found.is_sealed || behind.is_some() {
-                behind = Some(found);
+            let is_checkpoint = beginning.kind == Kind::Checkpoint.as_str();
+            if is_broken && !is_checkpoint && !goes_on {
+                continue;
+            }
+            goes_on = is_broken;
+            tail.head = Some(Head { sequence: beginning.sequence, hash: Hash::of(&line) });
+            tail.length = at;
+            tail.begun = tail.begun.or_else(|| beginning.time());
+            tail.unsealed += 1;
+            if is_checkpoint {
+                (tail.checkpoint, tail.unsealed) = (Some(std::mem::take(&mut line)), 0);
             }
         }
-        let mut tail = behind.unwrap_or(tail);
         if at > tail.length {
             let mut rest = vec![0; usize::try_from(at - tail.length).unwrap_or_default()];
             reader.get_ref().read_exact_at(&mut rest, tail.length)?;

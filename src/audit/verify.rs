@@ -45,6 +45,8 @@ pub struct Report {
     pub head: Head,
     /// The number of its last checkpoint.
     pub sealed: u64,
+    /// How many records an earlier run left unsigned, so that only a later start signed them.
+    pub late: u64,
     /// Bytes that a crash left behind the last line.
     pub torn: usize,
     /// How often it is recorded that such bytes were cut off, and how many in all.
@@ -105,6 +107,7 @@ pub fn verify(path: &Path, demands: &Demands) -> Result<Report, Error> {
         ended: false,
         first: 0,
         lines: 0,
+        late: 0,
         cuts: 0,
         cut_bytes: 0,
         lost: 0,
@@ -131,6 +134,7 @@ pub fn verify(path: &Path, demands: &Demands) -> Result<Report, Error> {
         first: check.first,
         head,
         sealed: checkpoint.sequence,
+        late: check.late,
         torn,
         cuts: check.cuts,
         cut_bytes: check.cut_bytes,
@@ -177,6 +181,7 @@ struct Check {
     ended: bool,
     first: u64,
     lines: u64,
+    late: u64,
     cuts: u64,
     cut_bytes: u64,
     lost: u64,
@@ -187,14 +192,6 @@ struct Check {
 struct Missing {
     bytes: Option<u64>,
     lost: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Checkpoint {
-    signature: String,
-    key: String,
-    lines: u64,
-    every: f64,
 }
 
 impl Check {
@@ -317,23 +314,13 @@ impl Check {
     }
 
     fn seal(&mut self, line: &[u8], beginning: &Beginning<'_>) -> Result<(), String> {
-        let checkpoint: Checkpoint =
-            serde_json::from_slice(line).map_err(|_| "this checkpoint has not the fields of one".to_owned())?;
-        let key = self.key.fingerprint().to_string();
-        if checkpoint.key != key {
-            return Err(format!(
-                "signed by another key: this checkpoint names {}, and the key is {key}",
-                checkpoint.key
-            ));
-        }
-        if !self.key.sealed(beginning.sequence, beginning.previous, &checkpoint.signature) {
-            return Err("the signature of this checkpoint is not valid".to_owned());
-        }
+        let checkpoint = self.key.sealed(line, beginning)?;
         let every = Duration::try_from_secs_f64(checkpoint.every).ok().filter(|every| *every <= MOST_EVERY);
         let every =
             every.filter(|_| checkpoint.lines <= MOST_LINES).ok_or("this checkpoint promises what none does")?;
         self.checkpoint = Some(Sealed { sequence: beginning.sequence, lines: checkpoint.lines, every });
         self.unsealed = Unsealed::default();
+        self.late = self.late.saturating_add(checkpoint.late.map_or(0, |late| late.records));
         Ok(())
     }
 

@@ -12,8 +12,8 @@ use std::{
 
 use super::{
     Audit, Disk, Kind, OnError, Pending, Settings, Shared, WAITING_LIMIT_BYTES, Waiting,
-    chain::Head,
-    key::{PublicKey, SealingKey},
+    chain::{Beginning, Head},
+    key::{Late, PublicKey, SealingKey},
     member,
     segments::{Opened, Segment, Torn},
 };
@@ -38,7 +38,7 @@ pub struct Scribe {
 
 pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     let folder = settings.state_directory.join("audit");
-    let Opened { segment, head, is_sealed, torn } = Segment::open(&folder)?;
+    let Opened { segment, head, checkpoint, unsealed, torn } = Segment::open(&folder)?;
     let (is_first, began_at) = (head == Head::default(), head.sequence);
     let key = SealingKey::open(&settings.state_directory.join("audit.key"), is_first)?;
     let (public, file) = (key.public(), folder.join("public.pem"));
@@ -46,14 +46,35 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
         let what = "audit.key is not the key that the log is signed with: restore that, or move the audit folder away";
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
+    if let Some(line) = checkpoint {
+        check(&line, &public)?;
+    }
     public.write(&file)?;
     // What a crash left unsealed is sealed at once: runs that end early may follow each other.
-    let fresh = Fresh { lines: u64::from(!is_sealed), ..Fresh::default() };
+    let fresh = Fresh { lines: unsealed, ..Fresh::default() };
+    let late = (unsealed > 0).then(|| Late { records: unsealed, first: head.sequence + 1 - unsealed });
+    if let Some(Late { records, first }) = late {
+        tracing::warn!(
+            records,
+            first,
+            "the audit log was left with records that nobody signed; they are signed now, and counted"
+        );
+    }
     let serves_unrecorded = AtomicBool::new(settings.on_error == OnError::Serve);
     let (unproven, is_changed) = (Vec::new(), false);
     let disk = Arc::new(Disk::new());
-    let mut ledger =
-        Ledger { settings, is_changed, segment, head, key, fresh, unproven, dirty: None, disk: Arc::clone(&disk) };
+    let mut ledger = Ledger {
+        settings,
+        is_changed,
+        segment,
+        head,
+        key,
+        fresh,
+        late,
+        unproven,
+        dirty: None,
+        disk: Arc::clone(&disk),
+    };
     if let Some(torn) = torn {
         tracing::warn!(bytes = torn.bytes(), "the audit log's last line was torn by a crash and is cut off");
         ledger.record_torn(&torn)?;
@@ -74,6 +95,20 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     let audit = Audit(Arc::clone(&shared));
     let thread = std::thread::Builder::new().name("audit-log".into()).spawn(move || write(&shared, ledger))?;
     Ok((audit.clone(), Scribe { audit, thread, public }))
+}
+
+/// Refuses a log that somebody changed: what is written behind it would vouch for it.
+fn check(checkpoint: &[u8], public: &PublicKey) -> io::Result<()> {
+    let checked = Beginning::read(checkpoint)
+        .ok_or_else(|| "it cannot be read".to_owned())
+        .and_then(|beginning| public.sealed(checkpoint, &beginning));
+    checked.map(|_| ()).map_err(|what| {
+        let what = format!(
+            "its last checkpoint is not this gateway's, so that somebody changed it: {what}; look into it with `audit verify`, and \
+             move the audit folder away to begin another log"
+        );
+        io::Error::new(io::ErrorKind::InvalidData, what)
+    })
 }
 
 impl Scribe {
@@ -116,6 +151,8 @@ struct Ledger {
     head: Head,
     key: SealingKey,
     fresh: Fresh,
+    /// What the run before left unsigned, until a checkpoint tells of it.
+    late: Option<Late>,
     /// Requests that were refused before anything was proven, by reason, since the last checkpoint.
     unproven: Vec<(&'static str, u64)>,
     /// Since when something was written that may not outlast the machine.
@@ -387,11 +424,15 @@ impl Ledger {
             let counts: Vec<_> = self.unproven.iter().map(|(reason, count)| format!("\"{reason}\":{count}")).collect();
             fields.extend_from_slice(format!(",\"unproven\":{{{}}}", counts.join(",")).as_bytes());
         }
+        if let Some(Late { records, first }) = self.late {
+            fields.extend_from_slice(format!(",\"late\":{{\"records\":{records},\"first\":{first}}}").as_bytes());
+        }
         let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
         head.append(now, Kind::Checkpoint, &fields, &mut out);
         self.commit(&out, head, 0, now)?;
         self.fresh = Fresh::default();
         self.is_changed = false;
+        self.late = None;
         self.unproven.clear();
         Ok(())
     }
@@ -419,7 +460,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::verify::{Demands, verify};
+    use crate::audit::verify::{Demands, Report, verify};
 
     fn shared(on_error: OnError) -> Shared {
         Shared {
@@ -439,7 +480,8 @@ mod tests {
         let key = SealingKey::open(&folder.join("audit.key"), true).unwrap();
         let (settings, fresh) = (settings(folder, checkpoint_lines), Fresh::default());
         let disk = Arc::new(Disk::new());
-        Ledger { settings, is_changed: false, segment, head, key, fresh, unproven: Vec::new(), dirty: None, disk }
+        let (late, unproven) = (None, Vec::new());
+        Ledger { settings, is_changed: false, segment, head, key, fresh, late, unproven, dirty: None, disk }
     }
 
     fn settings(folder: &std::path::Path, checkpoint_lines: u64) -> Settings {
@@ -516,5 +558,58 @@ mod tests {
         assert_eq!(std::fs::read(folder.path().join(format!("audit/torn-{next:020}"))).unwrap(), rest);
         let report = verify(&folder.path().join("audit"), &Demands::default()).unwrap();
         assert_eq!(report.first, 1);
+    }
+
+    /// A run that records one decision, and what `audit verify` says of its log.
+    fn run(folder: &std::path::Path) -> Report {
+        let (audit, scribe) = start(settings(folder, 1000)).unwrap();
+        audit.started("");
+        assert!(audit.push(Kind::Decision, |_| ()));
+        scribe.finish(Duration::from_secs(10));
+        verify(&folder.join("audit"), &Demands::default()).unwrap()
+    }
+
+    #[test]
+    fn what_is_found_unsigned_is_counted_in_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path());
+        let report = run(folder.path());
+        assert_eq!(report.late, 0);
+        let file = folder.path().join("audit/00000000000000000001.jsonl");
+        let (mut head, mut text) = (report.head, std::fs::read(&file).unwrap());
+        let first = head.sequence + 1;
+        for _ in 0..3 {
+            head.append(SystemTime::now(), Kind::Decision, b",\"account\":\"acct_Never\"", &mut text);
+        }
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(run(folder.path()).late, 3);
+        assert_eq!(run(folder.path()).late, 3, "once");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(text.matches(&format!("\"late\":{{\"records\":3,\"first\":{first}}}")).count(), 1);
+    }
+
+    #[test]
+    fn what_is_found_unsigned_is_counted_over_the_end_of_a_segment() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut head = run(folder.path()).head;
+        let (first, mut text) = (head.sequence + 1, Vec::new());
+        head.append(SystemTime::now(), Kind::Decision, b"", &mut text);
+        std::fs::write(folder.path().join(format!("audit/{first:020}.jsonl")), text).unwrap();
+        assert_eq!(run(folder.path()).late, 1);
+    }
+
+    #[test]
+    fn a_log_whose_last_checkpoint_was_changed_is_not_continued() {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path());
+        let file = folder.path().join("audit/00000000000000000001.jsonl");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let place = text.rfind("\"signature\":\"").unwrap() + 20;
+        let letter = if &text[place..=place] == "A" { "B" } else { "A" };
+        std::fs::write(&file, format!("{}{letter}{}", &text[..place], &text[place + 1..])).unwrap();
+        let error = start(settings(folder.path(), 1000)).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains("last checkpoint"), "{error}");
+        std::fs::write(&file, text).unwrap();
+        run(folder.path());
     }
 }

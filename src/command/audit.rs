@@ -75,7 +75,7 @@ pub(super) fn run(task: &Task) -> u8 {
 }
 
 fn told(report: &Report) -> String {
-    let Report { segments, lines, first, head, sealed, torn, cuts, cut_bytes, lost, is_ended, key, is_key_given } =
+    let Report { segments, lines, first, head, sealed, late, torn, cuts, cut_bytes, lost, is_ended, key, is_key_given } =
         report;
     let last = head.sequence;
     let mut text = format!("valid: {lines} records, {first} to {last}, in {segments} segments\nhead: {}\n", head.hash);
@@ -92,6 +92,12 @@ fn told(report: &Report) -> String {
     if last > *sealed {
         let count = last - sealed;
         let _ = writeln!(text, "not signed yet: {count} records behind the last checkpoint, which are chained");
+    }
+    if *late > 0 {
+        let _ = writeln!(
+            text,
+            "signed late: {late} records, which were found unsigned at a later start; that they are as they were written nobody vouches"
+        );
     }
     if *torn > 0 {
         let _ = writeln!(text, "torn: {torn} bytes behind the last record, as a crash leaves them");
@@ -120,6 +126,7 @@ fn json(report: &Report) -> serde_json::Value {
         "key": report.key.fingerprint().to_string(),
         "key_given": report.is_key_given,
         "unsigned": report.head.sequence - report.sealed,
+        "late": report.late,
         "torn_bytes": report.torn,
         "cuts": report.cuts,
         "cut_bytes": report.cut_bytes,
