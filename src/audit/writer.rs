@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -49,9 +50,6 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     if let Some(line) = checkpoint {
         check(&line, &public)?;
     }
-    public.write(&file)?;
-    // What a crash left unsealed is sealed at once: runs that end early may follow each other.
-    let fresh = Fresh { lines: unsealed, ..Fresh::default() };
     let late = (unsealed > 0).then(|| Late { records: unsealed, first: head.sequence + 1 - unsealed });
     if let Some(Late { records, first }) = late {
         tracing::warn!(
@@ -60,33 +58,33 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
             "the audit log was left with records that nobody signed; they are signed now, and counted"
         );
     }
+    if let Some(torn) = &torn {
+        tracing::warn!(bytes = torn.bytes(), "the audit log's last line was torn by a crash and is cut off");
+    }
     let serves_unrecorded = AtomicBool::new(settings.on_error == OnError::Serve);
-    let (unproven, is_changed) = (Vec::new(), false);
     let disk = Arc::new(Disk::new());
     let mut ledger = Ledger {
         settings,
-        is_changed,
+        owes_public: Some(file),
+        // What a crash left unsealed is sealed at once: runs that end early may follow each other.
+        owes_checkpoint: unsealed > 0 || torn.is_some(),
+        torn,
         segment,
         head,
         key,
-        fresh,
+        fresh: Fresh { lines: unsealed, ..Fresh::default() },
         late,
-        unproven,
+        unproven: Vec::new(),
         dirty: None,
         disk: Arc::clone(&disk),
     };
-    if let Some(torn) = torn {
-        tracing::warn!(bytes = torn.bytes(), "the audit log's last line was torn by a crash and is cut off");
-        ledger.record_torn(&torn)?;
-    }
-    if ledger.fresh.lines > 0 {
-        ledger.seal()?;
-    }
+    // The writer tries again, and tells what is in the way.
+    let failing = AtomicBool::new(ledger.begin().is_err());
     let shared = Arc::new(Shared {
         serves_unrecorded,
         waiting: Mutex::new(Waiting::default()),
         wake: Condvar::new(),
-        failing: AtomicBool::new(false),
+        failing,
         disk,
         began_at,
         head: Mutex::new(ledger.head),
@@ -145,8 +143,12 @@ struct Fresh {
 /// The log as the writer knows it.
 struct Ledger {
     settings: Settings,
-    /// The settings are others than the last checkpoint says.
-    is_changed: bool,
+    /// Where the public key is to be written before anything else, and what a crash left, which is to be recorded then.
+    owes_public: Option<PathBuf>,
+    torn: Option<Torn>,
+    /// A checkpoint is due before any record: the settings are others than the last one says, or a run before left something
+    /// unsealed.
+    owes_checkpoint: bool,
     segment: Segment,
     head: Head,
     key: SealingKey,
@@ -279,7 +281,7 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
     waiting.writer_sleeps = false;
     if let Some(settings) = waiting.settings.take() {
         // What the last checkpoint said of the time to the next one holds until there is one that says something else.
-        ledger.is_changed |= settings != ledger.settings;
+        ledger.owes_checkpoint |= settings != ledger.settings;
         ledger.settings = settings;
     }
     let before = batch.records.len();
@@ -309,6 +311,9 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
 impl Ledger {
     /// When something is to be done though nothing is recorded.
     fn due(&self) -> Option<Instant> {
+        if self.owes_checkpoint || self.owes_public.is_some() || self.torn.is_some() {
+            return Some(Instant::now());
+        }
         let seal = self.fresh.since.map(|since| since + self.settings.checkpoint_every);
         let sync = self.dirty.map(|since| since + SYNC_EVERY);
         seal.into_iter().chain(sync).min()
@@ -316,13 +321,26 @@ impl Ledger {
 
     /// Writes all there is to write, and seals and syncs what is due, or everything at the end.
     fn go_on(&mut self, batch: &mut Batch, lost: &mut u64, finished: bool) -> io::Result<()> {
-        // What a checkpoint promises holds until the next: a longer period begins with one.
-        if self.is_changed || self.fresh.lines >= self.settings.checkpoint_lines {
-            self.seal()?;
-        }
+        self.begin()?;
         self.record_loss(lost)?;
         self.write(batch)?;
         self.tend(finished)
+    }
+
+    /// Writes what is to stand there before any other record.
+    fn begin(&mut self) -> io::Result<()> {
+        if let Some(file) = &self.owes_public {
+            self.key.public().write(file)?;
+            self.owes_public = None;
+        }
+        if let Some(torn) = self.torn.take() {
+            self.record_torn(&torn).inspect_err(|_| self.torn = Some(torn))?;
+        }
+        // What a checkpoint promises holds until the next: a longer period begins with one.
+        if self.owes_checkpoint || self.fresh.lines >= self.settings.checkpoint_lines {
+            self.seal()?;
+        }
+        Ok(())
     }
 
     /// Records what a crash left, in its place and at once: the next one would take the memory of it.
@@ -431,7 +449,7 @@ impl Ledger {
         head.append(now, Kind::Checkpoint, &fields, &mut out);
         self.commit(&out, head, 0, now)?;
         self.fresh = Fresh::default();
-        self.is_changed = false;
+        self.owes_checkpoint = false;
         self.late = None;
         self.unproven.clear();
         Ok(())
@@ -478,10 +496,20 @@ mod tests {
     fn ledger(folder: &std::path::Path, checkpoint_lines: u64) -> Ledger {
         let Opened { segment, head, .. } = Segment::open(&folder.join("audit")).unwrap();
         let key = SealingKey::open(&folder.join("audit.key"), true).unwrap();
-        let (settings, fresh) = (settings(folder, checkpoint_lines), Fresh::default());
-        let disk = Arc::new(Disk::new());
-        let (late, unproven) = (None, Vec::new());
-        Ledger { settings, is_changed: false, segment, head, key, fresh, late, unproven, dirty: None, disk }
+        Ledger {
+            settings: settings(folder, checkpoint_lines),
+            owes_public: None,
+            torn: None,
+            owes_checkpoint: false,
+            segment,
+            head,
+            key,
+            fresh: Fresh::default(),
+            late: None,
+            unproven: Vec::new(),
+            dirty: None,
+            disk: Arc::new(Disk::new()),
+        }
     }
 
     fn settings(folder: &std::path::Path, checkpoint_lines: u64) -> Settings {
@@ -611,5 +639,25 @@ mod tests {
         assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains("last checkpoint"), "{error}");
         std::fs::write(&file, text).unwrap();
         run(folder.path());
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_at_start_fails_until_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path());
+        let public = folder.path().join("audit/public.pem");
+        std::fs::remove_file(&public).unwrap();
+        std::fs::create_dir_all(public.join("in the way")).unwrap();
+        let (audit, scribe) = start(settings(folder.path(), 1000)).unwrap();
+        audit.started("");
+        assert!(audit.is_failing() && audit.refuses());
+        std::fs::remove_dir_all(&public).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while audit.is_failing() {
+            assert!(Instant::now() < deadline, "it does not heal");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        scribe.finish(Duration::from_secs(10));
+        assert!(verify(&folder.path().join("audit"), &Demands::default()).unwrap().is_ended);
     }
 }

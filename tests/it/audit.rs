@@ -424,6 +424,33 @@ fn a_gateway_that_serves_on_records_how_much_is_missing() {
     assert!(lost > 10, "{lost}");
 }
 
+#[test]
+fn a_disk_that_is_full_at_start_is_no_reason_not_to_start() {
+    for (on_error, status) in [("refuse", 503), ("serve", 200)] {
+        let upstream = Upstream::ok();
+        let folder = Folder::new(&upstream.origin(), &format!("[audit]\non_error = \"{on_error}\"\n"));
+        let request = head_now("GET", &format!("/{}", "a".repeat(3000)), "");
+        let running = folder.run(Stdio::null());
+        asked(&folder, &vec![request.clone(); 30]);
+        running.drained();
+        let log = folder.folder.path().join("state/audit");
+        let last = valid(&log, &[])["last"].as_u64().unwrap();
+        // What a crash left is to be recorded before anything else.
+        let mut file = fs::OpenOptions::new().append(true).open(segments(&log).pop().unwrap()).unwrap();
+        write!(file, "{{\"seq\":{},\"time\":\"20", last + 1).unwrap();
+        let running = on_a_small_disk(&folder);
+        let answers = asked(&folder, &[request.clone(), request]);
+        assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [status; 2], "{on_error}");
+        grow_disk(&running);
+        until(&folder, 200);
+        let said = running.drained();
+        assert!(said.contains("the audit log cannot be written"), "{said}");
+        let report = valid(&log, &[]);
+        assert_eq!((&report["cuts"], &report["ended"]), (&1.into(), &true.into()), "{report}");
+        assert_eq!(report["lost"] == 0, on_error == "refuse", "{report}");
+    }
+}
+
 /// An outage that lasts longer than checkpoints may keep out, a run that promises another period than the one before, and
 /// strangers alone.
 #[test]
