@@ -88,8 +88,12 @@ impl PublicKey {
     pub fn read(path: &Path) -> io::Result<Self> {
         let der = rustls_pki_types::SubjectPublicKeyInfoDer::from_pem_slice(&fs::read(path)?)
             .map_err(|_| invalid("it holds no PEM public key"))?;
-        let key = der.strip_prefix(&SPKI).and_then(|key| key.try_into().ok());
-        key.map(Self).ok_or_else(|| invalid("it holds a key that is not of Ed25519"))
+        Self::of_der(&der).ok_or_else(|| invalid("it holds a key that is not of Ed25519"))
+    }
+
+    /// Reads what its `Display` prints: the line between those that begin and end the PEM file.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::of_der(&BASE64.decode(text).ok()?)
     }
 
     /// Writes it as PEM, for everyone to read.
@@ -129,6 +133,10 @@ impl PublicKey {
         Ok(checkpoint)
     }
 
+    fn of_der(der: &[u8]) -> Option<Self> {
+        der.strip_prefix(&SPKI)?.try_into().ok().map(Self)
+    }
+
     fn der(&self) -> Vec<u8> {
         [&SPKI[..], &self.0].concat()
     }
@@ -137,6 +145,12 @@ impl PublicKey {
 impl fmt::Debug for SealingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SealingKey(redacted)")
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&BASE64.encode(self.der()))
     }
 }
 
@@ -153,4 +167,29 @@ fn pem(label: &str, der: &[u8]) -> String {
 
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_key_is_read_back_from_its_line_and_from_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = SealingKey::open(&folder.path().join("audit.key"), true).unwrap().public();
+        let text = key.to_string();
+        assert_eq!(PublicKey::parse(&text), Some(key));
+        let file = folder.path().join("public.pem");
+        key.write(&file).unwrap();
+        assert_eq!(PublicKey::read(&file).unwrap(), key);
+        assert_eq!(fs::read_to_string(&file).unwrap().lines().nth(1), Some(text.as_str()));
+        // Shorter, longer, the key alone, a key of X25519, the fingerprint, a path.
+        let alone = BASE64.encode(key.0);
+        let other = text.replacen("MCowBQYDK2Vw", "MCowBQYDK2Vu", 1);
+        assert_ne!(other, text);
+        for wrong in [&text[4..], &format!("{text}AAAA"), &alone, &other, &key.fingerprint().to_string(), "public.pem"]
+        {
+            assert_eq!(PublicKey::parse(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -1,6 +1,10 @@
 //! `countersign audit`: whether the audit log is as it was written.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    io,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
 
@@ -21,8 +25,9 @@ pub(super) enum Task {
 pub(super) struct Options {
     /// The folder of segments, or one segment.
     path: PathBuf,
-    /// The PEM file of the key that must have signed; else public.pem beside the log, which proves less.
-    #[arg(long)]
+    /// The public key that must have signed, as the gateway prints it at start, or its PEM file; else public.pem beside the log,
+    /// which proves less.
+    #[arg(long, value_name = "KEY")]
     public_key: Option<PathBuf>,
     /// The hash of a line that must be in the log: a head that was noted earlier.
     #[arg(long, value_parser = hash)]
@@ -40,11 +45,11 @@ fn hash(text: &str) -> Result<Hash, String> {
 
 pub(super) fn run(task: &Task) -> u8 {
     let Task::Verify(options) = task;
-    let public = match options.public_key.as_deref().map(|path| (path, PublicKey::read(path))) {
+    let public = match options.public_key.as_deref().map(|given| (given, public_key(given))) {
         None => None,
         Some((_, Ok(key))) => Some(key),
-        Some((path, Err(error))) => {
-            say_error(&format!("error: {} cannot be read: {error}\n", path.display()));
+        Some((given, Err(error))) => {
+            say_error(&format!("error: {} is no public key, and cannot be read as a file: {error}\n", given.display()));
             return UNAVAILABLE;
         }
     };
@@ -74,12 +79,18 @@ pub(super) fn run(task: &Task) -> u8 {
     }
 }
 
+/// The key that was given by itself, or as a file.
+fn public_key(given: &Path) -> io::Result<PublicKey> {
+    given.to_str().and_then(PublicKey::parse).map_or_else(|| PublicKey::read(given), Ok)
+}
+
 fn told(report: &Report) -> String {
     let Report { segments, lines, first, head, sealed, late, torn, cuts, cut_bytes, lost, is_ended, key, is_key_given } =
         report;
     let last = head.sequence;
     let mut text = format!("valid: {lines} records, {first} to {last}, in {segments} segments\nhead: {}\n", head.hash);
     let fingerprint = key.fingerprint();
+    let _ = writeln!(text, "public key: {key}");
     let _ = if *is_key_given {
         writeln!(text, "key: {fingerprint}")
     } else {
@@ -123,6 +134,7 @@ fn json(report: &Report) -> serde_json::Value {
         "first": report.first,
         "last": report.head.sequence,
         "head": report.head.hash.to_string(),
+        "public_key": report.key.to_string(),
         "key": report.key.fingerprint().to_string(),
         "key_given": report.is_key_given,
         "unsigned": report.head.sequence - report.sealed,

@@ -264,8 +264,9 @@ pub(super) fn start(
         }
     };
     signals.spawn(service::keep_watch(server.pulse(), stop));
-    let key = scribe.public().fingerprint();
-    tracing::info!(%key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
+    let public_key = scribe.public();
+    let key = public_key.fingerprint();
+    tracing::info!(%public_key, %key, folder = %folder.join("audit").display(), "the audit log is signed with this key");
     tracing::info!(address = %server.address(), config = hash, "listening");
     let status = Status::new(hash);
     if let Some(operations) = &operations {

@@ -117,7 +117,9 @@ fn every_decision_behind_a_valid_mac_is_recorded_and_no_other() {
     let sum = |reason: &str| records.iter().filter_map(|record| record["unproven"][reason].as_u64()).sum::<u64>();
     assert_eq!((sum("signature_missing"), sum("signature_mismatch")), (2, 1));
     let report = valid(&log, &[]);
-    assert!(said.contains(report["key"].as_str().unwrap()), "the key is printed at start: {said}");
+    for key in ["key", "public_key"] {
+        assert!(said.contains(report[key].as_str().unwrap()), "the {key} is printed at start: {said}");
+    }
     assert_eq!((report["ended"].clone(), report["unsigned"].clone()), (true.into(), 0.into()));
 }
 
@@ -133,6 +135,11 @@ fn each_kind_of_tampering_is_found_and_its_line_named() {
     let public = log.join("public.pem");
     assert_eq!(valid(&log, &["--public-key", public.to_str().unwrap()])["key_given"], true);
     assert_eq!(verified(&log, &["--expect-head", &head]).0, Some(0));
+    // As it was printed.
+    let line = valid(&log, &[])["public_key"].as_str().unwrap().to_owned();
+    assert_eq!(valid(&log, &["--public-key", &line])["key_given"], true);
+    assert!(verified(&log, &["--public-key", &line]).1.contains(&line));
+    assert_eq!(verified(&log, &["--public-key", &line[1..]]).0, Some(69));
 
     let joined = |lines: &[&str]| lines.join("\n") + "\n";
     let without = |place: usize| joined(&[&lines[..place], &lines[place + 1..]].concat());
@@ -200,6 +207,9 @@ fn each_kind_of_tampering_is_found_and_its_line_named() {
     fs::write(&file, &text).unwrap();
     let foreign_key = other_log.join("public.pem");
     let (code, said) = verified(&log, &["--public-key", foreign_key.to_str().unwrap()]);
+    assert!(code == Some(1) && said.contains("another key"), "{said}");
+    let foreign_line = fs::read_to_string(&foreign_key).unwrap().lines().nth(1).unwrap().to_owned();
+    let (code, said) = verified(&log, &["--public-key", &foreign_line]);
     assert!(code == Some(1) && said.contains("another key"), "{said}");
     assert_eq!(verified(&folder.folder.path().join("nowhere"), &[]).0, Some(69));
     drop(other);
