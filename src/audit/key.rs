@@ -1,13 +1,16 @@
 //! The key that seals the audit log: made at first start, its public half beside the log for whoever checks it.
 
-use std::{fmt, fs, io, path::Path};
+use std::{fmt, fs, io, path::Path, time::Duration};
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject as _};
 use serde::Deserialize;
 
-use super::chain::{Beginning, Hash, Head};
+use super::{
+    Settings,
+    chain::{Beginning, Hash, Head},
+};
 use crate::files::put;
 
 /// Ed25519's identifier and the length of its key, as a certificate writes them (RFC 8410, section 4).
@@ -36,6 +39,14 @@ pub(super) struct Late {
     pub(super) records: u64,
     /// The number of the first of them.
     pub(super) first: u64,
+}
+
+impl Checkpoint {
+    /// Whether the next one is to come as these say.
+    pub(super) fn promises(&self, settings: &Settings) -> bool {
+        let every = Duration::try_from_secs_f64(self.every).ok();
+        self.lines == settings.checkpoint_lines && every == Some(settings.checkpoint_every)
+    }
 }
 
 impl SealingKey {

@@ -14,7 +14,7 @@ use std::{
 use super::{
     Audit, Disk, Kind, OnError, Pending, Settings, Shared, WAITING_LIMIT_BYTES, Waiting,
     chain::{Beginning, Head},
-    key::{Late, PublicKey, SealingKey},
+    key::{Checkpoint, Late, PublicKey, SealingKey},
     member,
     segments::{Opened, Segment, Torn},
 };
@@ -47,9 +47,7 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
         let what = "audit.key is not the key that the log is signed with: restore that, or move the audit folder away";
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
-    if let Some(line) = checkpoint {
-        check(&line, &public)?;
-    }
+    let last = checkpoint.map(|line| check(&line, &public)).transpose()?;
     let late = (unsealed > 0).then(|| Late { records: unsealed, first: head.sequence + 1 - unsealed });
     if let Some(Late { records, first }) = late {
         tracing::warn!(
@@ -61,13 +59,15 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     if let Some(torn) = &torn {
         tracing::warn!(bytes = torn.bytes(), "the audit log's last line was torn by a crash and is cut off");
     }
+    // What a crash left unsealed is sealed at once: runs that end early may follow each other.
+    let owes_checkpoint =
+        unsealed > 0 || torn.is_some() || last.is_some_and(|checkpoint| !checkpoint.promises(&settings));
     let serves_unrecorded = AtomicBool::new(settings.on_error == OnError::Serve);
     let disk = Arc::new(Disk::new());
     let mut ledger = Ledger {
         settings,
         owes_public: Some(file),
-        // What a crash left unsealed is sealed at once: runs that end early may follow each other.
-        owes_checkpoint: unsealed > 0 || torn.is_some(),
+        owes_checkpoint,
         torn,
         segment,
         head,
@@ -96,11 +96,11 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
 }
 
 /// Refuses a log that somebody changed: what is written behind it would vouch for it.
-fn check(checkpoint: &[u8], public: &PublicKey) -> io::Result<()> {
+fn check(checkpoint: &[u8], public: &PublicKey) -> io::Result<Checkpoint> {
     let checked = Beginning::read(checkpoint)
         .ok_or_else(|| "it cannot be read".to_owned())
         .and_then(|beginning| public.sealed(checkpoint, &beginning));
-    checked.map(|_| ()).map_err(|what| {
+    checked.map_err(|what| {
         let what = format!(
             "its last checkpoint is not this gateway's, so that somebody changed it: {what}; look into it with `audit verify`, and \
              move the audit folder away to begin another log"
@@ -478,7 +478,10 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::verify::{Demands, Report, verify};
+    use crate::audit::{
+        Fate, Receipt,
+        verify::{Demands, Report, verify},
+    };
 
     fn shared(on_error: OnError) -> Shared {
         Shared {
@@ -659,5 +662,31 @@ mod tests {
         }
         scribe.finish(Duration::from_secs(10));
         assert!(verify(&folder.path().join("audit"), &Demands::default()).unwrap().is_ended);
+    }
+
+    #[test]
+    fn another_period_is_announced_though_the_record_of_the_start_was_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let (audit, scribe) = start(settings(folder.path(), 2)).unwrap();
+        audit.started("");
+        scribe.finish(Duration::from_secs(10));
+        let public = folder.path().join("audit/public.pem");
+        std::fs::remove_file(&public).unwrap();
+        std::fs::create_dir_all(public.join("in the way")).unwrap();
+        let serving = Settings { on_error: OnError::Serve, ..settings(folder.path(), 1000) };
+        let (audit, scribe) = start(serving).unwrap();
+        audit.started("");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while audit.fate(Receipt(1)) != Fate::Lost {
+            assert!(Instant::now() < deadline, "it is not lost");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::fs::remove_dir_all(&public).unwrap();
+        for _ in 0..31 {
+            assert!(audit.push(Kind::Decision, |_| ()));
+        }
+        scribe.finish(Duration::from_secs(10));
+        let report = verify(&folder.path().join("audit"), &Demands::default()).unwrap();
+        assert!(report.is_ended && report.lost > 0, "{report:?}");
     }
 }
