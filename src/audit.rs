@@ -1,8 +1,8 @@
 //! The audit log: every decision behind a valid signature and every change, chained by hash and sealed at intervals.
 //!
 //! Records are handed over in memory, like those of the access log, and one thread numbers, chains and writes them in
-//! groups. How a line is made and checked stands in [`chain`], where the lines are kept in [`segments`], who signs in
-//! [`key`], and what proves that nothing was touched in [`verify`].
+//! groups. What is written when stands in [`ledger`], how a line is made and checked in [`chain`], where the lines are kept in
+//! [`segments`], who signs in [`key`], and what proves that nothing was touched in [`verify`].
 
 use std::{
     io,
@@ -21,8 +21,10 @@ use crate::{
     record::{Access, Attempt},
 };
 
+mod batch;
 pub mod chain;
 pub mod key;
+mod ledger;
 mod segments;
 pub mod verify;
 mod writer;
@@ -216,11 +218,12 @@ impl Arrival {
 }
 
 impl Audit {
-    /// Opens the log, continues its chain, and starts the writer.
+    /// Opens the log, continues its chain, and starts the writer. A log that can be read and not written is failing until it can.
     ///
     /// # Errors
     /// The system's, of the folder, the key or the last segment; [`io::ErrorKind::ResourceBusy`] if another gateway writes
-    /// there; [`io::ErrorKind::InvalidData`] for a key that is none.
+    /// there; [`io::ErrorKind::InvalidData`] for a key that is none, or is not the one that the log is signed with, and for a
+    /// last checkpoint that was changed.
     pub fn start(settings: Settings) -> io::Result<(Self, Scribe)> {
         writer::start(settings)
     }

@@ -2,29 +2,21 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use super::{
-    Audit, Disk, Kind, OnError, Pending, Settings, Shared, WAITING_LIMIT_BYTES, Waiting,
-    chain::{Beginning, Head},
-    key::{Checkpoint, Late, PublicKey, SealingKey},
-    member,
-    segments::{Opened, Segment, Torn},
+    Audit, Kind, OnError, Pending, Settings, Shared, WAITING_LIMIT_BYTES, Waiting, batch::Batch, key::PublicKey,
+    ledger::Ledger,
 };
 
 /// How long records are gathered before they are written.
 const GATHERING: Duration = Duration::from_millis(20);
-/// Room for records that is kept from one group to the next.
-const KEPT_BYTES: usize = 1024 * 1024;
-/// How far the disk may be behind; with what gathering and syncing take, a second.
-const SYNC_EVERY: Duration = Duration::from_millis(900);
 /// How soon after a failure writing is tried again, and how often it is said.
 const AGAIN: Duration = Duration::from_millis(200);
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -38,46 +30,9 @@ pub struct Scribe {
 }
 
 pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
-    let folder = settings.state_directory.join("audit");
-    let Opened { segment, head, checkpoint, unsealed, torn } = Segment::open(&folder)?;
-    let (is_first, began_at) = (head == Head::default(), head.sequence);
-    let key = SealingKey::open(&settings.state_directory.join("audit.key"), is_first)?;
-    let (public, file) = (key.public(), folder.join("public.pem"));
-    if !is_first && PublicKey::read(&file).is_ok_and(|before| before != public) {
-        let what = "audit.key is not the key that the log is signed with: restore that, or move the audit folder away";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-    }
-    let last = checkpoint.map(|line| check(&line, &public)).transpose()?;
-    let late = (unsealed > 0).then(|| Late { records: unsealed, first: head.sequence + 1 - unsealed });
-    if let Some(Late { records, first }) = late {
-        tracing::warn!(
-            records,
-            first,
-            "the audit log was left with records that nobody signed; they are signed now, and counted"
-        );
-    }
-    if let Some(torn) = &torn {
-        tracing::warn!(bytes = torn.bytes(), "the audit log's last line was torn by a crash and is cut off");
-    }
-    // What a crash left unsealed is sealed at once: runs that end early may follow each other.
-    let owes_checkpoint =
-        unsealed > 0 || torn.is_some() || last.is_some_and(|checkpoint| !checkpoint.promises(&settings));
     let serves_unrecorded = AtomicBool::new(settings.on_error == OnError::Serve);
-    let disk = Arc::new(Disk::new());
-    let mut ledger = Ledger {
-        settings,
-        owes_public: Some(file),
-        owes_checkpoint,
-        torn,
-        segment,
-        head,
-        key,
-        fresh: Fresh { lines: unsealed, ..Fresh::default() },
-        late,
-        unproven: Vec::new(),
-        dirty: None,
-        disk: Arc::clone(&disk),
-    };
+    let mut ledger = Ledger::open(settings)?;
+    let (began_at, public, disk) = (ledger.head.sequence, ledger.key.public(), Arc::clone(&ledger.disk));
     // The writer tries again, and tells what is in the way.
     let failing = AtomicBool::new(ledger.begin().is_err());
     let shared = Arc::new(Shared {
@@ -93,20 +48,6 @@ pub(super) fn start(settings: Settings) -> io::Result<(Audit, Scribe)> {
     let audit = Audit(Arc::clone(&shared));
     let thread = std::thread::Builder::new().name("audit-log".into()).spawn(move || write(&shared, ledger))?;
     Ok((audit.clone(), Scribe { audit, thread, public }))
-}
-
-/// Refuses a log that somebody changed: what is written behind it would vouch for it.
-fn check(checkpoint: &[u8], public: &PublicKey) -> io::Result<Checkpoint> {
-    let checked = Beginning::read(checkpoint)
-        .ok_or_else(|| "it cannot be read".to_owned())
-        .and_then(|beginning| public.sealed(checkpoint, &beginning));
-    checked.map_err(|what| {
-        let what = format!(
-            "its last checkpoint is not this gateway's, so that somebody changed it: {what}; look into it with `audit verify`, and \
-             move the audit folder away to begin another log"
-        );
-        io::Error::new(io::ErrorKind::InvalidData, what)
-    })
 }
 
 impl Scribe {
@@ -128,74 +69,6 @@ impl Scribe {
         if !self.thread.is_finished() || self.audit.is_failing() {
             tracing::error!("the end of the audit log could not be written");
         }
-    }
-}
-
-/// What there is since the last checkpoint.
-#[derive(Clone, Copy, Debug, Default)]
-struct Fresh {
-    lines: u64,
-    since: Option<Instant>,
-    /// The time of the first of them.
-    oldest: Option<SystemTime>,
-}
-
-/// The log as the writer knows it.
-struct Ledger {
-    settings: Settings,
-    /// Where the public key is to be written before anything else, and what a crash left, which is to be recorded then.
-    owes_public: Option<PathBuf>,
-    torn: Option<Torn>,
-    /// A checkpoint is due before any record: the settings are others than the last one says, or a run before left something
-    /// unsealed.
-    owes_checkpoint: bool,
-    segment: Segment,
-    head: Head,
-    key: SealingKey,
-    fresh: Fresh,
-    /// What the run before left unsigned, until a checkpoint tells of it.
-    late: Option<Late>,
-    /// Requests that were refused before anything was proven, by reason, since the last checkpoint.
-    unproven: Vec<(&'static str, u64)>,
-    /// Since when something was written that may not outlast the machine.
-    dirty: Option<Instant>,
-    disk: Arc<Disk>,
-}
-
-/// Records that were taken, as far as they are not written.
-#[derive(Default)]
-struct Batch {
-    fields: Vec<u8>,
-    records: Vec<Pending>,
-    written: usize,
-    /// How many records were ever taken.
-    taken: u64,
-}
-
-impl Batch {
-    /// Empties it; the room that an ordinary moment needs is kept.
-    fn clear(&mut self) {
-        self.fields.clear();
-        self.records.clear();
-        self.fields.shrink_to(KEPT_BYTES);
-        self.records.shrink_to(KEPT_BYTES / 1024);
-        self.written = 0;
-    }
-
-    /// Throws away what is not written; how many records that are.
-    fn lose(&mut self) -> u64 {
-        let lost = self.unwritten();
-        *self = Self { taken: self.taken, ..Self::default() };
-        lost
-    }
-
-    fn unwritten(&self) -> u64 {
-        (self.records.len() - self.written) as u64
-    }
-
-    fn fields(&self, place: usize) -> &[u8] {
-        let start = place.checked_sub(1).and_then(|before| self.records.get(before)).map_or(0, |record| record.end);
-        self.records.get(place).and_then(|record| self.fields.get(start..record.end)).unwrap_or_default()
     }
 }
 
@@ -308,178 +181,13 @@ fn take(shared: &Shared, batch: &mut Batch, ledger: &mut Ledger, lost: &mut u64)
     waiting.finished
 }
 
-impl Ledger {
-    /// When something is to be done though nothing is recorded.
-    fn due(&self) -> Option<Instant> {
-        if self.owes_checkpoint || self.owes_public.is_some() || self.torn.is_some() {
-            return Some(Instant::now());
-        }
-        let seal = self.fresh.since.map(|since| since + self.settings.checkpoint_every);
-        let sync = self.dirty.map(|since| since + SYNC_EVERY);
-        seal.into_iter().chain(sync).min()
-    }
-
-    /// Writes all there is to write, and seals and syncs what is due, or everything at the end.
-    fn go_on(&mut self, batch: &mut Batch, lost: &mut u64, finished: bool) -> io::Result<()> {
-        self.begin()?;
-        self.record_loss(lost)?;
-        self.write(batch)?;
-        self.tend(finished)
-    }
-
-    /// Writes what is to stand there before any other record.
-    fn begin(&mut self) -> io::Result<()> {
-        if let Some(file) = &self.owes_public {
-            self.key.public().write(file)?;
-            self.owes_public = None;
-        }
-        if let Some(torn) = self.torn.take() {
-            self.record_torn(&torn).inspect_err(|_| self.torn = Some(torn))?;
-        }
-        // What a checkpoint promises holds until the next: a longer period begins with one.
-        if self.owes_checkpoint || self.fresh.lines >= self.settings.checkpoint_lines {
-            self.seal()?;
-        }
-        Ok(())
-    }
-
-    /// Records what a crash left, in its place and at once: the next one would take the memory of it.
-    fn record_torn(&mut self, torn: &Torn) -> io::Result<()> {
-        torn.keep()?;
-        let mut fields = format!(",\"bytes\":{}", torn.bytes()).into_bytes();
-        member(&mut fields, "sha256", &torn.hash().to_string());
-        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
-        head.append(now, Kind::Torn, &fields, &mut out);
-        self.commit(&out, head, 1, now)
-    }
-
-    /// Records how many records were lost.
-    fn record_loss(&mut self, lost: &mut u64) -> io::Result<()> {
-        if *lost == 0 {
-            return Ok(());
-        }
-        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
-        head.append(now, Kind::Torn, format!(",\"lost\":{lost}").as_bytes(), &mut out);
-        self.commit(&out, head, 1, now)?;
-        *lost = 0;
-        Ok(())
-    }
-
-    /// Writes what is left of `batch`, with checkpoints and new segments where they are due.
-    fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
-        while let Some(first) = batch.records.get(batch.written).copied() {
-            if self.is_overdue(first.time) {
-                self.seal()?;
-            }
-            self.rotate_if_due()?;
-            let (mut out, mut head, mut place) = (Vec::new(), self.head, batch.written);
-            let room = self.settings.checkpoint_lines.saturating_sub(self.fresh.lines).max(1);
-            let until = place.saturating_add(usize::try_from(room).unwrap_or(usize::MAX));
-            let mut is_start = false;
-            while let Some(record) = batch.records.get(place).filter(|_| place < until && !is_start) {
-                let since = record.time.duration_since(self.fresh.oldest.unwrap_or(first.time)).unwrap_or_default();
-                if since > self.settings.checkpoint_every
-                    || self.segment.length() + out.len() as u64 >= self.settings.segment_bytes
-                {
-                    break;
-                }
-                head.append(record.time, record.kind, batch.fields(place), &mut out);
-                is_start = record.kind == Kind::Start;
-                place += 1;
-            }
-            self.commit(&out, head, (place - batch.written) as u64, first.time)?;
-            batch.written = place;
-            // What this run promises is known from its beginning.
-            if is_start || self.fresh.lines >= self.settings.checkpoint_lines {
-                self.seal()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a record of this time comes too late for the checkpoint that those before it wait for. What tells is the time
-    /// in the records, which whoever verifies sees: the clock may have been set, or nothing could be written for long.
-    fn is_overdue(&self, time: SystemTime) -> bool {
-        let waited = self.fresh.oldest.and_then(|oldest| time.duration_since(oldest).ok());
-        waited.is_some_and(|waited| waited > self.settings.checkpoint_every)
-    }
-
-    /// Seals and syncs what is due, or everything at the end.
-    fn tend(&mut self, finished: bool) -> io::Result<()> {
-        let now = Instant::now();
-        let is_due =
-            |since: Option<Instant>, every: Duration| since.is_some_and(|since| finished || now >= since + every);
-        let is_full = self.fresh.lines >= self.settings.checkpoint_lines;
-        if is_full || is_due(self.fresh.since, self.settings.checkpoint_every) {
-            self.seal()?;
-        }
-        if is_due(self.dirty, SYNC_EVERY) {
-            self.sync()?;
-        }
-        Ok(())
-    }
-
-    fn rotate_if_due(&mut self) -> io::Result<()> {
-        let is_old =
-            self.segment.begun.is_some_and(|begun| begun.elapsed().is_ok_and(|age| age >= self.settings.segment_every));
-        if self.segment.length() < self.settings.segment_bytes && !is_old {
-            return Ok(());
-        }
-        if self.fresh.lines > 0 {
-            self.seal()?;
-        }
-        self.sync()?;
-        self.disk.during(|| self.segment.rotate(self.head.sequence + 1))
-    }
-
-    fn seal(&mut self) -> io::Result<()> {
-        let mut fields = Vec::new();
-        member(&mut fields, "signature", &self.key.seal(self.head));
-        member(&mut fields, "key", &self.key.public().fingerprint().to_string());
-        let every = self.settings.checkpoint_every.as_secs_f64();
-        fields.extend_from_slice(format!(",\"lines\":{},\"every\":{every}", self.settings.checkpoint_lines).as_bytes());
-        if !self.unproven.is_empty() {
-            let counts: Vec<_> = self.unproven.iter().map(|(reason, count)| format!("\"{reason}\":{count}")).collect();
-            fields.extend_from_slice(format!(",\"unproven\":{{{}}}", counts.join(",")).as_bytes());
-        }
-        if let Some(Late { records, first }) = self.late {
-            fields.extend_from_slice(format!(",\"late\":{{\"records\":{records},\"first\":{first}}}").as_bytes());
-        }
-        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
-        head.append(now, Kind::Checkpoint, &fields, &mut out);
-        self.commit(&out, head, 0, now)?;
-        self.fresh = Fresh::default();
-        self.owes_checkpoint = false;
-        self.late = None;
-        self.unproven.clear();
-        Ok(())
-    }
-
-    /// Writes lines after which the chain stands at `head`; `lines` of them wait for a checkpoint.
-    fn commit(&mut self, out: &[u8], head: Head, lines: u64, time: SystemTime) -> io::Result<()> {
-        self.disk.during(|| self.segment.append(out, time))?;
-        self.head = head;
-        self.fresh.lines += lines;
-        if lines > 0 {
-            self.fresh.since.get_or_insert_with(Instant::now);
-            self.fresh.oldest.get_or_insert(time);
-        }
-        self.dirty.get_or_insert_with(Instant::now);
-        Ok(())
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.disk.during(|| self.segment.sync())?;
-        self.dirty = None;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
     use crate::audit::{
-        Fate, Receipt,
+        Disk, Fate, Receipt,
         verify::{Demands, Report, verify},
     };
 
@@ -493,25 +201,6 @@ mod tests {
             began_at: 0,
             head: Mutex::default(),
             progress: Mutex::default(),
-        }
-    }
-
-    fn ledger(folder: &std::path::Path, checkpoint_lines: u64) -> Ledger {
-        let Opened { segment, head, .. } = Segment::open(&folder.join("audit")).unwrap();
-        let key = SealingKey::open(&folder.join("audit.key"), true).unwrap();
-        Ledger {
-            settings: settings(folder, checkpoint_lines),
-            owes_public: None,
-            torn: None,
-            owes_checkpoint: false,
-            segment,
-            head,
-            key,
-            fresh: Fresh::default(),
-            late: None,
-            unproven: Vec::new(),
-            dirty: None,
-            disk: Arc::new(Disk::new()),
         }
     }
 
@@ -529,8 +218,8 @@ mod tests {
     #[test]
     fn a_longer_period_is_announced_before_any_record_is_written_under_it() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut ledger, mut batch, mut lost) = (ledger(folder.path(), 2), Batch::default(), 0);
-        ledger.key.public().write(&folder.path().join("audit/public.pem")).unwrap();
+        let (mut ledger, mut batch, mut lost) =
+            (Ledger::open(settings(folder.path(), 2)).unwrap(), Batch::default(), 0);
         let audit = Audit(Arc::new(shared(OnError::Refuse)));
         for longer in [None, Some(1000)] {
             for _ in 0..31 {
@@ -551,7 +240,7 @@ mod tests {
     #[test]
     fn what_waits_for_a_disk_is_bounded_and_beyond_that_nobody_passes() {
         let folder = tempfile::tempdir().unwrap();
-        let mut ledger = ledger(folder.path(), 1000);
+        let mut ledger = Ledger::open(settings(folder.path(), 1000)).unwrap();
         let audit = Audit(Arc::new(shared(OnError::Refuse)));
         let fill = |bytes: usize| audit.push(Kind::Decision, |out| out.resize(out.len() + bytes, b' '));
         let (mut batch, mut lost) = (Batch::default(), 0);
