@@ -364,14 +364,14 @@ fn ends_torn(log: &Path) -> bool {
 }
 
 /// The gateway, with files that can grow to 64 KiB and no further.
-fn on_a_small_disk(folder: &Folder) -> crate::commands::Running {
+pub(crate) fn on_a_small_disk(folder: &Folder) -> crate::commands::Running {
     let script = "trap '' XFSZ; ulimit -S -f 64; exec \"$0\" run --config \"$1\"";
     let mut command = Command::new("bash");
     command.args(["-c", script, env!("CARGO_BIN_EXE_countersign"), &folder.file("countersign.toml")]);
     folder.started(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))
 }
 
-fn grow_disk(running: &crate::commands::Running) {
+pub(crate) fn grow_disk(running: &crate::commands::Running) {
     let pid = running.0.id().to_string();
     let grown = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited:"]).status().unwrap();
     assert!(grown.success());

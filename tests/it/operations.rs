@@ -5,11 +5,12 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use crate::{
+    audit::{grow_disk, on_a_small_disk},
     commands::{Folder, Running, countersign, free_port},
     streams::head_now,
     support::{ACCOUNT, Answer, Client, USER, Upstream, client_config, posted},
@@ -99,14 +100,6 @@ fn requests(metrics: &BTreeMap<String, f64>) -> BTreeMap<&str, f64> {
     cases.collect()
 }
 
-/// With room for so many KiB in each file that it writes.
-fn on_a_small_disk(folder: &Folder, kib: u32) -> Running {
-    let script = "trap '' XFSZ; ulimit -S -f \"$2\"; exec \"$0\" run --config \"$1\"";
-    let mut command = Command::new("bash");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_countersign"), &folder.file("countersign.toml"), &kib.to_string()]);
-    folder.started(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))
-}
-
 #[test]
 fn an_audit_log_that_cannot_be_written_is_seen_where_one_looks() {
     for (on_error, status, line) in [
@@ -117,7 +110,7 @@ fn an_audit_log_that_cannot_be_written_is_seen_where_one_looks() {
         let operations = free_port();
         let more = format!("[audit]\non_error = \"{on_error}\"\n[operations]\naddress = \"127.0.0.1:{operations}\"\n");
         let folder = Folder::new(&upstream.origin(), &more);
-        let running = on_a_small_disk(&folder, 64);
+        let running = on_a_small_disk(&folder);
         let lab = Lab { folder, running, operations };
         lab.until_ready(true);
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -131,8 +124,7 @@ fn an_audit_log_that_cannot_be_written_is_seen_where_one_looks() {
             }
             assert!(Instant::now() < deadline, "{found} {failing} {body}");
         }
-        let pid = lab.running.0.id().to_string();
-        assert!(Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited:"]).status().unwrap().success());
+        grow_disk(&lab.running);
         let healed = |metrics: &BTreeMap<String, f64>| metrics["countersign_audit_failing"] < 1.0;
         lab.metrics_with(healed);
         assert!(!lab.until_ready(true).contains("cannot be written"));
