@@ -30,15 +30,6 @@ pub(super) struct Checkpoint {
     key: String,
     pub(super) lines: u64,
     pub(super) every: f64,
-    pub(super) late: Option<Late>,
-}
-
-/// Records that an earlier run left behind its last checkpoint, so that only a later start signed them.
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub(super) struct Late {
-    pub(super) records: u64,
-    /// The number of the first of them.
-    pub(super) first: u64,
 }
 
 impl Checkpoint {

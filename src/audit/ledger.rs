@@ -11,7 +11,7 @@ use super::{
     Disk, Kind, Settings,
     batch::Batch,
     chain::{Beginning, Head},
-    key::{Checkpoint, Late, PublicKey, SealingKey},
+    key::{Checkpoint, PublicKey, SealingKey},
     member,
     segments::{Opened, Segment, Torn},
 };
@@ -32,13 +32,21 @@ pub(super) struct Ledger {
     pub(super) head: Head,
     pub(super) key: SealingKey,
     pub(super) fresh: Fresh,
-    /// What the run before left unsigned, until a checkpoint tells of it.
+    /// What the run before left unsigned, until a record tells of it, and a checkpoint covers that.
     late: Option<Late>,
     /// Requests that were refused before anything was proven, by reason, since the last checkpoint.
     pub(super) unproven: Vec<(&'static str, u64)>,
     /// Since when something was written that may not outlast the machine.
     pub(super) dirty: Option<Instant>,
     pub(super) disk: Arc<Disk>,
+}
+
+/// Records that an earlier run left behind its last checkpoint, so that only a later start signed them.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    records: u64,
+    /// The number of the first of them.
+    first: u64,
 }
 
 /// What there is since the last checkpoint.
@@ -124,6 +132,10 @@ impl Ledger {
         if let Some(torn) = self.torn.take() {
             self.record_torn(&torn).inspect_err(|_| self.torn = Some(torn))?;
         }
+        if let Some(Late { records, first }) = self.late {
+            self.record_missing(&format!(",\"late\":{records},\"first\":{first}"))?;
+            self.late = None;
+        }
         // What a checkpoint promises holds until the next: a longer period begins with one.
         if self.owes_checkpoint || self.fresh.lines >= self.settings.checkpoint_lines {
             self.seal()?;
@@ -134,11 +146,7 @@ impl Ledger {
     /// Records what a crash left, in its place and at once: the next one would take the memory of it.
     fn record_torn(&mut self, torn: &Torn) -> io::Result<()> {
         torn.keep()?;
-        let mut fields = format!(",\"bytes\":{}", torn.bytes()).into_bytes();
-        member(&mut fields, "sha256", &torn.hash().to_string());
-        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
-        head.append(now, Kind::Torn, &fields, &mut out);
-        self.commit(&out, head, 1, now)
+        self.record_missing(&format!(",\"bytes\":{},\"sha256\":\"{}\"", torn.bytes(), torn.hash()))
     }
 
     /// Records how many records were lost.
@@ -146,11 +154,16 @@ impl Ledger {
         if *lost == 0 {
             return Ok(());
         }
-        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
-        head.append(now, Kind::Torn, format!(",\"lost\":{lost}").as_bytes(), &mut out);
-        self.commit(&out, head, 1, now)?;
+        self.record_missing(&format!(",\"lost\":{lost}"))?;
         *lost = 0;
         Ok(())
+    }
+
+    /// Records that something is not as it should be in the log.
+    fn record_missing(&mut self, fields: &str) -> io::Result<()> {
+        let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
+        head.append(now, Kind::Torn, fields.as_bytes(), &mut out);
+        self.commit(&out, head, 1, now)
     }
 
     /// Writes what is left of `batch`, with checkpoints and new segments where they are due.
@@ -230,15 +243,11 @@ impl Ledger {
             let counts: Vec<_> = self.unproven.iter().map(|(reason, count)| format!("\"{reason}\":{count}")).collect();
             fields.extend_from_slice(format!(",\"unproven\":{{{}}}", counts.join(",")).as_bytes());
         }
-        if let Some(Late { records, first }) = self.late {
-            fields.extend_from_slice(format!(",\"late\":{{\"records\":{records},\"first\":{first}}}").as_bytes());
-        }
         let (mut out, mut head, now) = (Vec::new(), self.head, SystemTime::now());
         head.append(now, Kind::Checkpoint, &fields, &mut out);
         self.commit(&out, head, 0, now)?;
         self.fresh = Fresh::default();
         self.owes_checkpoint = false;
-        self.late = None;
         self.unproven.clear();
         Ok(())
     }

@@ -112,6 +112,13 @@ impl Segment {
             tail.unsealed += before.unsealed;
         }
         let head = tail.head.unwrap_or_default();
+        // Where it has no line of its own, the one before says where the chain stands.
+        if let Some(first) = last.as_deref().and_then(first_of).filter(|_| tail.length == 0)
+            && first != head.sequence + 1
+        {
+            let what = format!("the segment before {} is not there: put it back", name(first));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
         let path = last.unwrap_or_else(|| folder.join(name(head.sequence + 1)));
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path)?;
         sync_folder(folder)?;

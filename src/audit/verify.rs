@@ -187,11 +187,12 @@ struct Check {
     lost: u64,
 }
 
-/// What a record of kind `torn` tells: the one or the other.
+/// What a record of kind `torn` tells: one of these.
 #[derive(Deserialize)]
 struct Missing {
     bytes: Option<u64>,
     lost: Option<u64>,
+    late: Option<u64>,
 }
 
 impl Check {
@@ -305,11 +306,12 @@ impl Check {
     }
 
     fn count_missing(&mut self, line: &[u8]) -> Result<(), String> {
-        let Missing { bytes, lost } =
+        let Missing { bytes, lost, late } =
             serde_json::from_slice(line).map_err(|_| "this record has not the fields of its kind".to_owned())?;
         self.cuts += u64::from(bytes.is_some());
         self.cut_bytes = self.cut_bytes.saturating_add(bytes.unwrap_or_default());
         self.lost = self.lost.saturating_add(lost.unwrap_or_default());
+        self.late = self.late.saturating_add(late.unwrap_or_default());
         Ok(())
     }
 
@@ -320,7 +322,6 @@ impl Check {
             every.filter(|_| checkpoint.lines <= MOST_LINES).ok_or("this checkpoint promises what none does")?;
         self.checkpoint = Some(Sealed { sequence: beginning.sequence, lines: checkpoint.lines, every });
         self.unsealed = Unsealed::default();
-        self.late = self.late.saturating_add(checkpoint.late.map_or(0, |late| late.records));
         Ok(())
     }
 

@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(run(folder.path()).late, 3);
         assert_eq!(run(folder.path()).late, 3, "once");
         let text = std::fs::read_to_string(&file).unwrap();
-        assert_eq!(text.matches(&format!("\"late\":{{\"records\":3,\"first\":{first}}}")).count(), 1);
+        assert_eq!(text.matches(&format!("\"late\":3,\"first\":{first}}}")).count(), 1);
     }
 
     #[test]
@@ -316,6 +316,21 @@ mod tests {
         head.append(SystemTime::now(), Kind::Decision, b"", &mut text);
         std::fs::write(folder.path().join(format!("audit/{first:020}.jsonl")), text).unwrap();
         assert_eq!(run(folder.path()).late, 1);
+    }
+
+    #[test]
+    fn a_segment_without_a_line_is_not_begun_as_if_it_were_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let next = run(folder.path()).head.sequence + 1;
+        let segment = |first: u64| folder.path().join(format!("audit/{first:020}.jsonl"));
+        for rest in ["", "{\"seq\":"] {
+            std::fs::write(segment(next), rest).unwrap();
+            std::fs::rename(segment(1), folder.path().join("archived")).unwrap();
+            let error = start(settings(folder.path(), 1000)).unwrap_err();
+            assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains("put it back"), "{error}");
+            std::fs::rename(folder.path().join("archived"), segment(1)).unwrap();
+        }
+        assert_eq!(run(folder.path()).first, 1);
     }
 
     #[test]
