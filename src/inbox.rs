@@ -302,9 +302,11 @@ impl Store {
         }
     }
 
-    /// Is reached as `later` from now on, which is the same one: another password, another authority.
+    /// Is reached as `later` from now on, if that is the same one: with another password, by another authority.
     pub fn follow(&self, later: &Self) {
-        if let (Self::Postgres(this), Self::Postgres(that)) = (self, later) {
+        if let (Self::Postgres(this), Self::Postgres(that)) = (self, later)
+            && self.is(later)
+        {
             this.0.store(that.reach());
         }
     }
@@ -326,7 +328,8 @@ impl Reach {
     fn leads_to(&self, other: &Self) -> bool {
         let of = |config: &tokio_postgres::Config| {
             let (hosts, addresses) = (config.get_hosts().to_vec(), config.get_hostaddrs().to_vec());
-            (hosts, addresses, config.get_ports().to_vec(), config.get_dbname().map(str::to_owned))
+            let database = (config.get_dbname().map(str::to_owned), config.get_options().map(str::to_owned));
+            (hosts, addresses, config.get_ports().to_vec(), database, config.get_target_session_attrs())
         };
         of(&self.config) == of(&other.config)
     }
@@ -349,3 +352,33 @@ impl fmt::Display for Unavailable {
 }
 
 impl std::error::Error for Unavailable {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_database_is_followed_wherever_its_password_goes_and_no_other() {
+        let store = |url: &str| Store::Postgres(Postgres::new(Reach { config: url.parse().unwrap(), tls: None }));
+        let user = |store: &Store| match store {
+            Store::Postgres(postgres) => postgres.reach().config.get_user().map(str::to_owned),
+            Store::Sqlite => None,
+        };
+        let kept = store("postgres://first:a@db.intranet/events");
+        kept.follow(&store("postgres://second:b@db.intranet/events"));
+        assert_eq!(user(&kept).as_deref(), Some("second"));
+        for other in [
+            "postgres://third@db.intranet/others",
+            "postgres://third@other.intranet/events",
+            "postgres://third@db.intranet:5433/events",
+            "postgres://third@db.intranet/events?options=-c%20default_transaction_read_only%3Don",
+            "postgres://third@db.intranet/events?target_session_attrs=read-only",
+        ] {
+            let other = store(other);
+            assert!(!kept.is(&other));
+            kept.follow(&other);
+            assert_eq!(user(&kept).as_deref(), Some("second"));
+        }
+        assert!(!kept.is(&Store::Sqlite));
+    }
+}

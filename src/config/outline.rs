@@ -151,20 +151,28 @@ impl Sources {
         Self(later.0.iter().chain(old).cloned().collect())
     }
 
-    /// What else `later` holds: under the same keys, whatever the files are called, and under keys that came or went.
+    /// What else `later` holds: what came, what went, and what is another under the same key. What only moved within a list, or
+    /// to another file, is none of these.
     pub fn exchanged(&self, later: &Self) -> Vec<Exchange> {
-        let of = |sources: &Self| -> BTreeMap<String, Seen> {
-            let held = sources.0.iter().filter(|seen| seen.kind != SourceKind::Configuration);
-            held.map(|seen| (seen.key.clone(), seen.clone())).collect()
+        let held = |sources: &Self| -> Vec<Seen> {
+            sources.0.iter().filter(|seen| seen.kind != SourceKind::Configuration).cloned().collect()
         };
-        let (before, after) = (of(self), of(later));
+        let (mut before, mut after) = (held(self), held(later));
+        let stays = |old: &Seen, new: &Seen| new.key == old.key && new.digest == old.digest;
+        let moved = |old: &Seen, new: &Seen| list_of(&new.key) == list_of(&old.key) && new.digest == old.digest;
+        drop_pairs(&mut before, &mut after, stays);
+        drop_pairs(&mut before, &mut after, moved);
+        let (before, after): (BTreeMap<_, _>, BTreeMap<_, _>) = (
+            before.into_iter().map(|seen| (seen.key.clone(), seen)).collect(),
+            after.into_iter().map(|seen| (seen.key.clone(), seen)).collect(),
+        );
         let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
         let exchange = |key: &String| {
             let (how, seen) = match (before.get(key), after.get(key)) {
-                (Some(old), Some(new)) if old.digest != new.digest => (How::Changed, new),
+                (Some(_), Some(new)) => (How::Changed, new),
                 (None, Some(new)) => (How::Added, new),
                 (Some(old), None) => (How::Removed, old),
-                _ => return None,
+                (None, None) => return None,
             };
             Some(Exchange { how, kind: seen.kind, key: masked(key), fingerprint: seen.fingerprint.clone() })
         };
@@ -280,6 +288,22 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// Removes one of `before` and one of `after` wherever two are a pair.
+fn drop_pairs(before: &mut Vec<Seen>, after: &mut Vec<Seen>, is_pair: impl Fn(&Seen, &Seen) -> bool) {
+    before.retain(|old| match after.iter().position(|new| is_pair(old, new)) {
+        Some(place) => {
+            after.swap_remove(place);
+            false
+        }
+        None => true,
+    });
+}
+
+/// A key without the places in lists.
+fn list_of(key: &str) -> Vec<&str> {
+    key.split('.').filter(|part| !part.bytes().all(|byte| byte.is_ascii_digit())).collect()
+}
+
 /// SHA-256 of the first certificate in the file at `path`, in hex; `None` if there is none.
 fn fingerprint(path: &Path) -> Option<String> {
     let file = File::open(path).ok()?.take(LIMIT_BYTES);
@@ -357,5 +381,24 @@ mod tests {
         let said: Vec<_> = one.exchanged(&seen()).iter().map(ToString::to_string).collect();
         assert_eq!(said, ["another secret in apps.a.secrets.0.file"]);
         assert!(one.exchanged(&one).is_empty());
+        // What a list loses, and what only moves up in it.
+        let of = |names: &[&str]| {
+            let mut sources = Sources::default();
+            for (place, name) in names.iter().enumerate() {
+                let path = folder.path().join(name);
+                std::fs::write(&path, name).unwrap();
+                sources.note(&format!("webhooks.{place}.secrets.0.file"), SourceKind::Secret, &path);
+            }
+            sources
+        };
+        let exchanged = |before: &[&str], after: &[&str]| {
+            let exchanges = of(before).exchanged(&of(after));
+            exchanges.into_iter().map(|exchange| (exchange.how, exchange.key)).collect::<Vec<_>>()
+        };
+        let key = |place: usize| format!("webhooks.{place}.secrets.0.file");
+        assert_eq!(exchanged(&["a", "b", "c"], &["b", "c"]), [(How::Removed, key(0))]);
+        assert_eq!(exchanged(&["a", "b"], &["c", "b", "a"]), [(How::Added, key(0))]);
+        assert_eq!(exchanged(&["a", "b"], &["b", "d"]), [(How::Removed, key(0)), (How::Added, key(1))]);
+        assert_eq!(exchanged(&["a", "b"], &["a", "d"]), [(How::Changed, key(1))]);
     }
 }

@@ -50,8 +50,12 @@ impl Lookout {
 fn unused(uses: &[Arc<Uses>], now: i64) -> Option<usize> {
     let [first, second] = uses else { return None };
     let long = i64::try_from(UNUSED_FOR.as_secs()).unwrap_or(i64::MAX);
-    let is_quiet = |uses: &Uses| now - uses.last().unwrap_or(uses.in_force(now)) >= long;
-    match (is_quiet(first), is_quiet(second)) {
+    // Nothing is to be said of one before the other could have been used for as long.
+    let is_quiet = |uses: &Uses, other: &Uses| {
+        let last = uses.last().unwrap_or_else(|| uses.in_force(now));
+        now - last.max(other.in_force(now)) >= long
+    };
+    match (is_quiet(first, second), is_quiet(second, first)) {
         (true, false) if second.count() > 0 => Some(0),
         (false, true) if first.count() > 0 => Some(1),
         _ => None,
@@ -82,6 +86,10 @@ mod tests {
         assert_eq!(of(at(5), at(10), now), None, "not for six hours yet");
         assert_eq!(of(at(1), at(2), now), None, "nobody asks at all");
         assert_eq!(of(None, at(2), 1003 * HOUR), None, "in force for three hours only");
+        let fresh = Uses::default();
+        fresh.note((1010 * HOUR) - 60);
+        fresh.in_force((1010 * HOUR) - 120);
+        assert_eq!(unused(&[used(at(1)), Arc::new(fresh)], now), None, "the other one came two minutes ago");
         assert_eq!(unused(&[used(None)], now), None);
     }
 }
