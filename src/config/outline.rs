@@ -159,7 +159,12 @@ impl Sources {
         };
         let (mut before, mut after) = (held(self), held(later));
         let stays = |old: &Seen, new: &Seen| new.key == old.key && new.digest == old.digest;
-        let moved = |old: &Seen, new: &Seen| list_of(&new.key) == list_of(&old.key) && new.digest == old.digest;
+        // The same file, or a secret of the same owner: what two owners exchange is news.
+        let moved = |old: &Seen, new: &Seen| {
+            let is_ones_own = owner(&new.key).is_some_and(|name| owner(&old.key) == Some(name));
+            let is_known = new.path == old.path || is_ones_own;
+            is_known && list_of(&new.key) == list_of(&old.key) && new.digest == old.digest
+        };
         drop_pairs(&mut before, &mut after, stays);
         drop_pairs(&mut before, &mut after, moved);
         let (before, after): (BTreeMap<_, _>, BTreeMap<_, _>) = (
@@ -299,9 +304,18 @@ fn drop_pairs(before: &mut Vec<Seen>, after: &mut Vec<Seen>, is_pair: impl Fn(&S
     });
 }
 
-/// A key without the places in lists.
+/// Whose secret a key refers to.
+fn owner(key: &str) -> Option<&str> {
+    key.rsplit_once(".secrets.").map(|(owner, _)| owner)
+}
+
+/// A key without the places in lists. An app's or an upstream's name may be a number too.
 fn list_of(key: &str) -> Vec<&str> {
-    key.split('.').filter(|part| !part.bytes().all(|byte| byte.is_ascii_digit())).collect()
+    let parts: Vec<&str> = key.split('.').collect();
+    let is_place = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_named = |place: usize| place == 1 && matches!(parts.first(), Some(&("apps" | "upstreams")));
+    let kept = parts.iter().enumerate().filter(|(place, part)| is_named(*place) || !is_place(part));
+    kept.map(|(_, part)| *part).collect()
 }
 
 /// SHA-256 of the first certificate in the file at `path`, in hex; `None` if there is none.
@@ -400,5 +414,17 @@ mod tests {
         assert_eq!(exchanged(&["a", "b"], &["c", "b", "a"]), [(How::Added, key(0))]);
         assert_eq!(exchanged(&["a", "b"], &["b", "d"]), [(How::Removed, key(0)), (How::Added, key(1))]);
         assert_eq!(exchanged(&["a", "b"], &["a", "d"]), [(How::Changed, key(1))]);
+        // Two owners' files exchange what they hold.
+        let before = of(&["a", "b"]);
+        for (name, held) in [("a", "b"), ("b", "a")] {
+            std::fs::write(folder.path().join(name), held).unwrap();
+        }
+        let mut after = Sources::default();
+        for (place, name) in ["a", "b"].iter().enumerate() {
+            after.note(&key(place), SourceKind::Secret, &folder.path().join(name));
+        }
+        let swapped: Vec<_> = before.exchanged(&after).into_iter().map(|exchange| exchange.key).collect();
+        assert_eq!(swapped, [key(0), key(1)]);
+        assert_ne!(list_of("apps.1.secrets.0.file"), list_of("apps.2.secrets.0.file"));
     }
 }
