@@ -22,6 +22,7 @@ pub mod address;
 mod balance;
 mod budget;
 mod dial;
+mod driver;
 mod error;
 mod health;
 mod origin;

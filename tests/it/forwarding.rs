@@ -275,6 +275,57 @@ fn connections_to_an_upstream_are_kept() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
+/// The library's part of a connection is moved by whoever asks, or by a task; both change on one connection.
+#[test]
+fn one_connection_carries_answers_that_come_at_once_and_such_that_do_not() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let large = "x".repeat(1 << 20);
+    let answers: Vec<(Vec<String>, String)> = vec![
+        (vec!["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".into()], "ok".into()),
+        (vec!["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n".into(), "ok".into()], "ok".into()),
+        (vec!["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".into()], String::new()),
+        (
+            vec!["HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n1\r\nb\r\n0\r\n\r\n".into()],
+            "ab".into(),
+        ),
+        (
+            vec![
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n1\r".into(),
+                "\nb\r\n0\r\n\r\n".into(),
+            ],
+            "ab".into(),
+        ),
+        (
+            vec!["HTTP/1.1 103 Early Hints\r\n\r\n".into(), "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nc".into()],
+            "c".into(),
+        ),
+        (vec![format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{large}", large.len())], large),
+    ];
+    let given = answers.clone();
+    let upstream = Upstream::raw(move |stream| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let (mut got, mut turn) = (Vec::new(), 0);
+        while Upstream::read_until(stream, &mut got, b"\r\n\r\n") {
+            got.clear();
+            for part in &given[turn / 2 % given.len()].0 {
+                stream.write_all(part.as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            turn += 1;
+        }
+    });
+    let gateway = Gateway::to(&upstream);
+    for (_, body) in answers.iter().chain(&answers) {
+        for _ in 0..2 {
+            let answer = gateway.ask(signed_head("GET", "/a", ""));
+            assert_eq!((answer.status, answer.complete), (200, true));
+            assert!(answer.body == body.as_bytes(), "{} bytes, not {}", answer.body.len(), body.len());
+        }
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
 /// Holds rule 15.
 #[test]
 fn a_record_says_what_was_decided() {

@@ -234,6 +234,24 @@ fn a_kept_connection_that_the_upstream_closed_is_no_error() {
     }
 }
 
+#[test]
+fn a_kept_connection_that_the_upstream_closed_is_closed_in_turn() {
+    let (closed, close) = mpsc::channel::<Duration>();
+    let upstream = Upstream::serving(move |stream, _| {
+        let _ = stream.write_all(OK);
+        std::thread::sleep(Duration::from_millis(100));
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let began = Instant::now();
+        let _ = stream.read(&mut [0]);
+        closed.send(began.elapsed()).unwrap();
+        false
+    });
+    let gateway = gateway(&[upstream.origin()], "");
+    assert_eq!(gateway.ask(signed_head("GET", "/a", "")).status, 200);
+    let after = close.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(after < Duration::from_secs(3), "after {after:?}, though nothing comes of it any more");
+}
+
 /// Holds rule 12.
 #[test]
 fn an_answer_that_breaks_off_is_seen_to_break_off() {
