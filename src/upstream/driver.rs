@@ -3,7 +3,8 @@
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    task::{Context, Waker},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
 };
 
 use hyper::client::conn::http1;
@@ -18,19 +19,28 @@ pub(super) type Connection = http1::Connection<TokioIo<Stream>, Outbound>;
 
 /// Who moves a connection on. Dropped, it closes the connection.
 ///
-/// A request that is here whole and an answer that comes whole with its head, as most do, are moved by whoever asks: a task
-/// of the connection's own would have to be woken for the one and to wake for the other.
+/// An answer that comes whole with its head, as most do, is waited for by whoever asks: a task of the connection's own would
+/// have to be woken for the request and to wake for the answer.
 #[derive(Debug)]
 pub(super) enum Driver {
     Asker(Box<Connection>),
     Task(Task),
+    /// A task in which the connection may become another protocol's.
+    Tunnel(Aborting),
     /// The connection has ended.
     Nobody,
 }
 
-/// A task that ends with its connection, which ends with what sends on it, or with this.
+/// A task, and the connection for as long as that is to move it.
 #[derive(Debug)]
-pub(super) struct Task(Option<AbortHandle>);
+pub(super) struct Task {
+    connection: Arc<Mutex<Option<Box<Connection>>>>,
+    _task: Aborting,
+}
+
+/// A task that ends with this.
+#[derive(Debug)]
+pub(super) struct Aborting(Option<AbortHandle>);
 
 impl Driver {
     /// Whoever asks.
@@ -38,24 +48,26 @@ impl Driver {
         Self::Asker(Box::new(connection))
     }
 
-    /// A task of its own, in which it may become another protocol's.
-    pub(super) fn task(connection: Connection) -> Self {
+    /// A task, in which the connection may become another protocol's.
+    pub(super) fn tunnel(connection: Connection) -> Self {
         let task = tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
         });
-        Self::Task(Task(Some(task.abort_handle())))
+        Self::Tunnel(Aborting(Some(task.abort_handle())))
     }
 
-    /// Has a task of its own move it from here on.
+    /// Has a task move the connection from here on.
     pub(super) fn hand_over(&mut self) {
         match std::mem::replace(self, Self::Nobody) {
-            Self::Asker(connection) => {
-                let task = tokio::spawn(async move {
-                    let _ = connection.await;
-                });
-                *self = Self::Task(Task(Some(task.abort_handle())));
-            }
+            Self::Asker(connection) => *self = Self::Task(Task::new(connection)),
             other => *self = other,
+        }
+    }
+
+    /// Has whoever asks move it again.
+    pub(super) fn take_back(&mut self) {
+        if let Self::Task(task) = self {
+            *self = task.take().map_or(Self::Nobody, Self::Asker);
         }
     }
 
@@ -80,7 +92,7 @@ impl Driver {
 
     /// The connection no longer ends with this.
     pub(super) fn release(self) {
-        if let Self::Task(mut task) = self {
+        if let Self::Tunnel(mut task) = self {
             task.0 = None;
         }
     }
@@ -96,7 +108,36 @@ impl Driver {
     }
 }
 
+impl Task {
+    fn new(connection: Box<Connection>) -> Self {
+        let connection = Arc::new(Mutex::new(Some(connection)));
+        let moved = Arc::clone(&connection);
+        // It ends with the connection, or when that is taken.
+        let task = tokio::spawn(poll_fn(move |cx| {
+            let mut moved = moved.lock().unwrap_or_else(PoisonError::into_inner);
+            let ended = moved.as_mut().is_none_or(|connection| Pin::new(&mut **connection).poll(cx).is_ready());
+            if ended {
+                *moved = None;
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        }));
+        Self { connection, _task: Aborting(Some(task.abort_handle())) }
+    }
+
+    fn take(&self) -> Option<Box<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 impl Drop for Task {
+    fn drop(&mut self) {
+        // At once, and not when the task has its turn.
+        drop(self.take());
+    }
+}
+
+impl Drop for Aborting {
     fn drop(&mut self) {
         if let Some(task) = &self.0 {
             task.abort();

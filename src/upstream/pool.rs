@@ -34,8 +34,6 @@ const HTTP2_IDLE: Duration = Duration::from_secs(60);
 const MOST_STREAMS: u32 = CONNECTION_WINDOW / STREAM_WINDOW;
 /// A kept connection that rested for this long is looked at before it is used, for what its server did meanwhile.
 const RESTED: Duration = Duration::from_millis(2);
-/// How long a connection whose answer has ended may take to be ready again.
-const SETTLING: Duration = Duration::from_millis(5);
 /// How often an HTTP/2 server is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -149,7 +147,7 @@ impl Pool {
     /// Why there is no new one.
     pub(super) async fn lease(self: &Arc<Self>, fresh: bool, careful: bool) -> io::Result<Lease> {
         if !fresh {
-            if let Some(lease) = self.kept_one(careful).await {
+            if let Some(lease) = self.kept_one(careful) {
                 return Ok(lease);
             }
             if self.speaks_http2.load(Ordering::Relaxed) {
@@ -174,10 +172,10 @@ impl Pool {
         if stream.is_http2 {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the server speaks HTTP/2 only"));
         }
-        self.http1(stream, Driver::task).await
+        self.http1(stream, Driver::tunnel).await
     }
 
-    async fn kept_one(self: &Arc<Self>, careful: bool) -> Option<Lease> {
+    fn kept_one(self: &Arc<Self>, careful: bool) -> Option<Lease> {
         if let Some(lease) = self.http2_one() {
             return Some(lease);
         }
@@ -190,11 +188,8 @@ impl Pool {
             if careful && rested >= RESTED && connection.watcher.as_ref().is_some_and(Watcher::is_stirred) {
                 continue;
             }
+            // What is not done with its last answer by now, as where the rest of a request is still not read, is dropped.
             if connection.sender.is_ready() {
-                return Some(Lease { pool: Arc::clone(self), held: Some(Held::Http1(connection)), is_used: true });
-            }
-            // Its task, where it has one, has not yet had its turn since the answer ended.
-            if let Ok(Ok(())) = tokio::time::timeout(SETTLING, connection.sender.ready()).await {
                 return Some(Lease { pool: Arc::clone(self), held: Some(Held::Http1(connection)), is_used: true });
             }
         }
@@ -255,7 +250,8 @@ impl Pool {
         Ok(Lease { pool: Arc::clone(self), held: Some(Held::Http2(connection)), is_used: false })
     }
 
-    fn keep(self: &Arc<Self>, connection: Http1) {
+    fn keep(self: &Arc<Self>, mut connection: Http1) {
+        connection.driver.take_back();
         self.kept().push(Kept { connection, since: Instant::now() });
         self.tend();
     }
