@@ -22,7 +22,6 @@ pub mod address;
 mod balance;
 mod budget;
 mod dial;
-mod driver;
 mod error;
 mod health;
 mod origin;

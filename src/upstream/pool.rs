@@ -16,11 +16,10 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::time::Instant;
+use tokio::{task::AbortHandle, time::Instant};
 
 use super::{
     dial::{Dialer, Speaking},
-    driver::{Connection, Driver},
     stream::{Answering, Patience, Stream, Watcher},
 };
 use crate::body::Outbound;
@@ -34,6 +33,8 @@ const HTTP2_IDLE: Duration = Duration::from_secs(60);
 const MOST_STREAMS: u32 = CONNECTION_WINDOW / STREAM_WINDOW;
 /// A kept connection that rested for this long is looked at before it is used, for what its server did meanwhile.
 const RESTED: Duration = Duration::from_millis(2);
+/// How long a connection whose answer has ended may take to be ready again.
+const SETTLING: Duration = Duration::from_millis(5);
 /// How often an HTTP/2 server is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -65,7 +66,7 @@ struct Http1 {
     answering: Answering,
     patience: Patience,
     watcher: Option<Watcher>,
-    driver: Driver,
+    task: AbortHandle,
 }
 
 /// One that rests.
@@ -147,7 +148,7 @@ impl Pool {
     /// Why there is no new one.
     pub(super) async fn lease(self: &Arc<Self>, fresh: bool, careful: bool) -> io::Result<Lease> {
         if !fresh {
-            if let Some(lease) = self.kept_one(careful) {
+            if let Some(lease) = self.kept_one(careful).await {
                 return Ok(lease);
             }
             if self.speaks_http2.load(Ordering::Relaxed) {
@@ -172,26 +173,30 @@ impl Pool {
         if stream.is_http2 {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the server speaks HTTP/2 only"));
         }
-        self.http1(stream, Driver::tunnel).await
+        self.http1(stream).await
     }
 
-    fn kept_one(self: &Arc<Self>, careful: bool) -> Option<Lease> {
+    async fn kept_one(self: &Arc<Self>, careful: bool) -> Option<Lease> {
         if let Some(lease) = self.http2_one() {
             return Some(lease);
         }
         loop {
             let Kept { mut connection, since } = self.kept().pop()?;
             let rested = since.elapsed();
-            if rested >= HTTP1_IDLE || connection.is_closed() || !self.dialer.holds(connection.address) {
+            if rested >= HTTP1_IDLE || connection.sender.is_closed() || !self.dialer.holds(connection.address) {
                 continue;
             }
             if careful && rested >= RESTED && connection.watcher.as_ref().is_some_and(Watcher::is_stirred) {
                 continue;
             }
-            // What is not done with its last answer by now, as where the rest of a request is still not read, is dropped.
             if connection.sender.is_ready() {
                 return Some(Lease { pool: Arc::clone(self), held: Some(Held::Http1(connection)), is_used: true });
             }
+            // Its task has not yet had its turn since the answer ended.
+            if let Ok(Ok(())) = tokio::time::timeout(SETTLING, connection.sender.ready()).await {
+                return Some(Lease { pool: Arc::clone(self), held: Some(Held::Http1(connection)), is_used: true });
+            }
+            connection.task.abort();
         }
     }
 
@@ -210,10 +215,10 @@ impl Pool {
     async fn dialled(self: &Arc<Self>) -> io::Result<Lease> {
         let stream = self.dialer.dial(Speaking::Any).await?;
         self.speaks_http2.store(stream.is_http2, Ordering::Relaxed);
-        if stream.is_http2 { self.http2_over(stream).await } else { self.http1(stream, Driver::asker).await }
+        if stream.is_http2 { self.http2_over(stream).await } else { self.http1(stream).await }
     }
 
-    async fn http1(self: &Arc<Self>, stream: Stream, driver: fn(Connection) -> Driver) -> io::Result<Lease> {
+    async fn http1(self: &Arc<Self>, stream: Stream) -> io::Result<Lease> {
         let (address, answering, watcher) = (stream.address, stream.answering.clone(), stream.watcher());
         let patience = stream.patience.clone();
         let (sender, connection) = http1::Builder::new()
@@ -222,7 +227,11 @@ impl Pool {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
-        let connection = Http1 { sender, address, answering, patience, watcher, driver: driver(connection) };
+        // It ends with its connection, which ends with its sender.
+        let task = tokio::spawn(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        let connection = Http1 { sender, address, answering, patience, watcher, task: task.abort_handle() };
         Ok(Lease { pool: Arc::clone(self), held: Some(Held::Http1(connection)), is_used: false })
     }
 
@@ -250,8 +259,7 @@ impl Pool {
         Ok(Lease { pool: Arc::clone(self), held: Some(Held::Http2(connection)), is_used: false })
     }
 
-    fn keep(self: &Arc<Self>, mut connection: Http1) {
-        connection.driver.take_back();
+    fn keep(self: &Arc<Self>, connection: Http1) {
         self.kept().push(Kept { connection, since: Instant::now() });
         self.tend();
     }
@@ -267,7 +275,7 @@ impl Pool {
             loop {
                 tokio::time::sleep(HTTP1_IDLE / 4).await;
                 let Some(pool) = pool.upgrade() else { return };
-                pool.kept().retain_mut(|kept| kept.since.elapsed() < HTTP1_IDLE && !kept.connection.is_closed());
+                pool.kept().retain(|kept| kept.since.elapsed() < HTTP1_IDLE && !kept.connection.sender.is_closed());
                 pool.http2().retain(Http2::is_wanted);
                 if pool.kept().is_empty() && pool.http2().is_empty() {
                     pool.is_tended.store(false, Ordering::Relaxed);
@@ -283,14 +291,6 @@ impl Pool {
 
     fn http2(&self) -> MutexGuard<'_, Vec<Http2>> {
         self.http2.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Http1 {
-    /// Whether its server has closed it, as far as is known.
-    fn is_closed(&mut self) -> bool {
-        self.driver.look();
-        self.sender.is_closed()
     }
 }
 
@@ -328,15 +328,11 @@ impl Lease {
                 *request.uri_mut() = uri(http::uri::Parts::default(), target)?;
                 *request.headers_mut() = headers;
                 connection.patience.begin();
-                let answered = connection.driver.drive(connection.sender.try_send_request(request)).await;
+                let answered = connection.sender.try_send_request(request).await;
                 if connection.patience.is_exhausted() {
                     return Err(Failed::Invalid);
                 }
                 connection.patience.end();
-                // Where the answer is not here whole, or not all of the request is written, that goes on by itself.
-                if answered.is_ok() && !connection.sender.is_ready() {
-                    connection.driver.hand_over();
-                }
                 (answered, connection.answering.has_begun())
             }
             Some(Held::Http2(connection)) => {
@@ -377,17 +373,17 @@ impl Lease {
 
     /// The connection has become another protocol's, and no longer ends with this.
     pub(super) fn release(&mut self) {
-        if let Some(Held::Http1(connection)) = self.held.take() {
-            connection.driver.release();
-        }
+        self.held = None;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // Dropping the answer has reset its stream.
-        if let Some(Held::Http2(connection)) = self.held.take() {
-            connection.leave();
+        match self.held.take() {
+            Some(Held::Http1(connection)) => connection.task.abort(),
+            // Dropping the answer has reset its stream.
+            Some(Held::Http2(connection)) => connection.leave(),
+            None => {}
         }
     }
 }

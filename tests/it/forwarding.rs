@@ -275,7 +275,6 @@ fn connections_to_an_upstream_are_kept() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
-/// The library's part of a connection is moved by whoever asks, or by a task; both change on one connection.
 #[test]
 fn one_connection_carries_answers_that_come_at_once_and_such_that_do_not() {
     let connections = Arc::new(AtomicUsize::new(0));
