@@ -197,6 +197,10 @@ impl Streamed {
                     if total > self.upload.limit_bytes {
                         return Poll::Ready(Some(Err(progress.fail(Error::TooLarge))));
                     }
+                    // With a Content-Length nobody asks for more than that.
+                    if incoming.is_end_stream() {
+                        progress.finish();
+                    }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
             }
@@ -227,7 +231,7 @@ impl Body for Outbound {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Streamed(_) => false,
+            Self::Streamed(streamed) => streamed.upload.progress.is_finished(),
         }
     }
 

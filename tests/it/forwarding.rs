@@ -275,6 +275,51 @@ fn connections_to_an_upstream_are_kept() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
+/// One that answered before it had all of an upload is not: it may read the rest as another request.
+#[test]
+fn a_connection_that_took_all_of_an_upload_is_kept() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let upstream = Upstream::raw(move |stream| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let mut got = Vec::new();
+        while Upstream::read_until(stream, &mut got, b"\r\n\r\n") {
+            let early = got.starts_with(b"POST /early");
+            let end: &[u8] = if got.windows(7).any(|seven| seven == b"chunked") { b"0\r\n\r\n" } else { b"end" };
+            if !early && !Upstream::read_until(stream, &mut got, end) {
+                return;
+            }
+            got.clear();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+        }
+    });
+    let gateway = Gateway::to(&upstream);
+    let opaque = "Content-Type: application/octet-stream\r\n";
+    let body = "x".repeat(100_000) + "end";
+    let declared = format!("{opaque}Content-Length: {}\r\n", body.len());
+    let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    for _ in 0..3 {
+        assert_eq!(gateway.ask(signed_head("POST", "/a", &declared) + &body).status, 200);
+        let mut client = gateway.connect();
+        client.send(signed_head("POST", "/a", &declared));
+        for part in [&body[..50_000], &body[50_000..]] {
+            std::thread::sleep(Duration::from_millis(20));
+            client.send(part);
+        }
+        assert_eq!(client.answer().status, 200);
+        let head = signed_head("POST", "/a", &format!("{opaque}Transfer-Encoding: chunked\r\n"));
+        assert_eq!(gateway.ask(head + &chunked).status, 200);
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    let mut client = gateway.connect();
+    client.send(signed_head("POST", "/early", &declared) + &body[..1000]);
+    assert_eq!(client.answer().status, 200);
+    client.send(&body[1000..]);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(gateway.ask(signed_head("POST", "/a", &declared) + &body).status, 200);
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
 #[test]
 fn one_connection_carries_answers_that_come_at_once_and_such_that_do_not() {
     let connections = Arc::new(AtomicUsize::new(0));
