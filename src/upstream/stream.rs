@@ -22,8 +22,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::io::poll_read_at_most;
 
-/// The most that is read at a time: two records of TLS, and not so much that the library takes more space for the next.
-const MOST_READ: usize = 32 * 1024 - 1;
+/// The most that is read at a time: four records of TLS, which are sent on in one call, and not so much that the library takes
+/// more space for the next.
+const MOST_READ: usize = 64 * 1024 - 1;
 
 /// A connection to a server.
 #[derive(Debug)]
