@@ -2,6 +2,7 @@
 
 use std::{
     io::Write as _,
+    net::TcpStream,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,6 +17,17 @@ fn answering(answer: &'static str) -> (Upstream, Gateway) {
     let upstream = Upstream::answering(move |_| answer.as_bytes().to_vec());
     let gateway = Gateway::to(&upstream);
     (upstream, gateway)
+}
+
+/// An upstream, and how many connections were made to it.
+fn counting(serve: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> (Upstream, Arc<AtomicUsize>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let upstream = Upstream::raw(move |stream| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        serve(stream);
+    });
+    (upstream, connections)
 }
 
 /// Holds rule 6.
@@ -258,10 +270,7 @@ fn a_streamed_body_ends_at_its_limit() {
 
 #[test]
 fn connections_to_an_upstream_are_kept() {
-    let connections = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&connections);
-    let upstream = Upstream::raw(move |stream| {
-        counted.fetch_add(1, Ordering::SeqCst);
+    let (upstream, connections) = counting(move |stream| {
         let mut got = Vec::new();
         while Upstream::read_until(stream, &mut got, b"\r\n\r\n") {
             got.clear();
@@ -278,10 +287,7 @@ fn connections_to_an_upstream_are_kept() {
 /// One that answered before it had all of an upload is not: it may read the rest as another request.
 #[test]
 fn a_connection_that_took_all_of_an_upload_is_kept() {
-    let connections = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&connections);
-    let upstream = Upstream::raw(move |stream| {
-        counted.fetch_add(1, Ordering::SeqCst);
+    let (upstream, connections) = counting(move |stream| {
         let mut got = Vec::new();
         while Upstream::read_until(stream, &mut got, b"\r\n\r\n") {
             let early = got.starts_with(b"POST /early");
@@ -322,8 +328,6 @@ fn a_connection_that_took_all_of_an_upload_is_kept() {
 
 #[test]
 fn one_connection_carries_answers_that_come_at_once_and_such_that_do_not() {
-    let connections = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&connections);
     let large = "x".repeat(1 << 20);
     let answers: Vec<(Vec<String>, String)> = vec![
         (vec!["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".into()], "ok".into()),
@@ -347,8 +351,7 @@ fn one_connection_carries_answers_that_come_at_once_and_such_that_do_not() {
         (vec![format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{large}", large.len())], large),
     ];
     let given = answers.clone();
-    let upstream = Upstream::raw(move |stream| {
-        counted.fetch_add(1, Ordering::SeqCst);
+    let (upstream, connections) = counting(move |stream| {
         let (mut got, mut turn) = (Vec::new(), 0);
         while Upstream::read_until(stream, &mut got, b"\r\n\r\n") {
             got.clear();
