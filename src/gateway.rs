@@ -373,7 +373,10 @@ impl Gateway {
             switches,
             body: match (limited, &upload) {
                 (_, Some(upload)) => Payload::Upload(upload.clone()),
-                (Limited::Read { whole, .. }, None) => Payload::Whole(whole.clone()),
+                (Limited::Read { whole, kind: BodyKind::Json, .. }, None) => Payload::Whole(whole.clone()),
+                (Limited::Read { whole, kind: BodyKind::Text | BodyKind::Opaque, .. }, None) => {
+                    Payload::Text(whole.clone())
+                }
                 (Limited::Nothing | Limited::Unread { .. }, None) => Payload::Whole(Bytes::new()),
             },
             response_timeout: route.response_timeout,

@@ -120,7 +120,10 @@ pub struct Outgoing<H> {
 /// The body of an [`Outgoing`] request.
 #[derive(Debug)]
 pub enum Payload {
+    /// JSON, or nothing: no server takes that for a request.
     Whole(bytes::Bytes),
+    /// All of what may be anything.
+    Text(bytes::Bytes),
     Upload(Upload),
 }
 
@@ -137,6 +140,8 @@ pub struct Answered {
 pub struct Held {
     lease: Lease,
     upload: Option<Arc<Progress>>,
+    /// Whether what was sent could be read as another request.
+    is_ambiguous: bool,
     place: balance::Place,
 }
 
@@ -343,6 +348,7 @@ impl Upstream {
                 }
             };
             let (body, progress) = request.body.offer();
+            let is_ambiguous = !matches!(request.body, Payload::Whole(_));
             let (method, target) = (&request.method, &request.target);
             let message = Message { method, target, headers: (request.headers)(), body };
             let patience = request.response_timeout.unwrap_or(self.shared.settings.response_timeout);
@@ -353,7 +359,7 @@ impl Upstream {
             let (cause, how) = match answered {
                 Some(Ok(response)) if is_usable(&response) || request.switches && is_switch(&response) => {
                     self.note(&place, Showed::Answer);
-                    return Ok(Answered { response, held: Held { lease, upload: progress, place } });
+                    return Ok(Answered { response, held: Held { lease, upload: progress, is_ambiguous, place } });
                 }
                 Some(Err(Failed::NotSent)) if lease.is_used() && request.is_whole() => {
                     fresh = true;
@@ -394,10 +400,13 @@ impl Held {
 
     /// The answer has ended as it should.
     pub fn settle(self) {
-        match self.upload {
-            // A server that answers before it has read all of an upload may read the rest as another request.
-            Some(upload) if !upload.is_finished() => upload.abandon(),
-            Some(_) | None => self.lease.settle(),
+        if let Some(upload) = &self.upload {
+            upload.abandon();
+        }
+        // A server that answers without having read a body may read it as another request, and nobody sees which it does:
+        // what it answers to that is not to be anyone's answer.
+        if !self.is_ambiguous {
+            self.lease.settle();
         }
     }
 }
@@ -406,7 +415,7 @@ impl<H> Outgoing<H> {
     /// Whether all of it is here to be sent: no server has taken a part of its body.
     fn is_whole(&self) -> bool {
         match &self.body {
-            Payload::Whole(_) => true,
+            Payload::Whole(_) | Payload::Text(_) => true,
             Payload::Upload(upload) => !upload.progress().begun(),
         }
     }
@@ -422,7 +431,7 @@ impl Payload {
     fn offer(&self) -> (Outbound, Option<Arc<Progress>>) {
         match self {
             Self::Whole(bytes) if bytes.is_empty() => (Outbound::Whole(None), None),
-            Self::Whole(bytes) => (Outbound::Whole(Some(bytes.clone())), None),
+            Self::Whole(bytes) | Self::Text(bytes) => (Outbound::Whole(Some(bytes.clone())), None),
             Self::Upload(upload) => (Outbound::Streamed(upload.offer()), Some(upload.progress())),
         }
     }

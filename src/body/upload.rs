@@ -54,7 +54,6 @@ pub struct Progress {
 struct State {
     moved: Instant,
     waits_for_client: bool,
-    finished: bool,
     fault: Option<Error>,
 }
 
@@ -72,7 +71,7 @@ impl Upload {
     /// `window` of waiting for the client.
     pub fn new(incoming: Incoming, end: End, limit_bytes: u64, rate: u64, window: Duration) -> Self {
         let hint = incoming.size_hint();
-        let state = State { moved: Instant::now(), waits_for_client: false, finished: false, fault: None };
+        let state = State { moved: Instant::now(), waits_for_client: false, fault: None };
         let (bytes, begun, abandoned) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
         let progress = Progress { bytes, begun, abandoned, state: Mutex::new(state) };
         Self {
@@ -123,11 +122,6 @@ impl Progress {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
-    /// Whether all of it was passed on.
-    pub fn is_finished(&self) -> bool {
-        self.state().finished
-    }
-
     /// When it last moved; `None` while it is the client that is waited for.
     pub fn moved(&self) -> Option<Instant> {
         let state = self.state();
@@ -145,11 +139,6 @@ impl Progress {
     fn step(&self) {
         let mut state = self.state();
         (state.moved, state.waits_for_client) = (Instant::now(), false);
-    }
-
-    fn finish(&self) {
-        self.step();
-        self.state().finished = true;
     }
 
     fn fail(&self, error: Error) -> Error {
@@ -183,7 +172,7 @@ impl Streamed {
             }
             match frame {
                 None if self.upload.end.holds(incoming) => {
-                    progress.finish();
+                    progress.step();
                     return Poll::Ready(None);
                 }
                 None | Some(Err(_)) => return Poll::Ready(Some(Err(progress.fail(Error::Broken)))),
@@ -196,10 +185,6 @@ impl Streamed {
                     let total = progress.bytes.fetch_add(length, Ordering::Relaxed) + length;
                     if total > self.upload.limit_bytes {
                         return Poll::Ready(Some(Err(progress.fail(Error::TooLarge))));
-                    }
-                    // With a Content-Length nobody asks for more than that.
-                    if incoming.is_end_stream() {
-                        progress.finish();
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -231,7 +216,7 @@ impl Body for Outbound {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Streamed(streamed) => streamed.upload.progress.is_finished(),
+            Self::Streamed(_) => false,
         }
     }
 
