@@ -284,7 +284,7 @@ fn connections_to_an_upstream_are_kept() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
-/// It may read the body as another request, and answer that too.
+/// Holds rule 12. It may read the body as another request, and answer that too.
 #[test]
 fn a_server_that_answers_without_reading_the_body_answers_nobody_else_with_it() {
     let (upstream, connections) = counting(|stream| {
