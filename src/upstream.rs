@@ -120,7 +120,7 @@ pub struct Outgoing<H> {
 /// The body of an [`Outgoing`] request.
 #[derive(Debug)]
 pub enum Payload {
-    /// JSON, or nothing: no server takes that for a request.
+    /// JSON, or nothing: no request begins as that does.
     Whole(bytes::Bytes),
     /// All of what may be anything.
     Text(bytes::Bytes),
